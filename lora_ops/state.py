@@ -1,0 +1,183 @@
+"""The platform's state: what the newest event of `journal/<app>/` carries, and what routing reads."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_ops import SCHEMA_VERSION
+from lora_ops.gates.verdict import GateSpec
+
+
+class Model(BaseModel):
+    """Frozen; ignores unknown keys, since an old release reads what a new platform wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Track(StrEnum):
+    STABLE = "stable"
+    CANARY = "canary"
+
+
+class Phase(StrEnum):
+    """Where a rollout stands. The last four are final."""
+
+    VALIDATING = "validating"
+    BUILDING = "building"
+    CANARYING = "canarying"
+    AWAITING_APPROVAL = "awaiting-approval"
+    PROMOTING = "promoting"
+    HOLDING = "holding"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled-back"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        return self in (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED)
+
+    @property
+    def exposes(self) -> bool:
+        """Whether users' requests may reach the new release."""
+        return self in (Phase.CANARYING, Phase.AWAITING_APPROVAL, Phase.PROMOTING, Phase.HOLDING)
+
+
+class CloudState(Model):
+    name: str
+    kind: str = "local"
+    size: int = 1
+    share: float = 1.0
+    stable: str
+    previous: str | None = None
+    drained: bool = False
+
+
+class Source(Model):
+    """Where a release comes from: a git checkout's revision, or a release that is already published."""
+
+    path: str | None = None
+    revision: str | None = None
+    dirty: bool = False
+    release: str | None = None
+
+    @property
+    def line(self) -> str:
+        """What makes two queued rollouts the same source: the newest of a line wins."""
+        return self.path or self.release or ""
+
+
+class Probes(Model):
+    """How a rollout submits its own small trainings."""
+
+    config: str
+    parallel: int = 1
+    max_per_cloud: int = 200
+
+
+class Policy(Model):
+    """The rollout section of lora-ops.yaml as numbers, frozen into the rollout when it starts."""
+
+    waves: tuple[tuple[str, ...], ...]
+    plans: dict[str, tuple[int, ...]]
+    gates: tuple[GateSpec, ...]
+    alpha: float = 0.01
+    beta: float = 0.05
+    harmful: float = 0.30
+    horizon: int = 20
+    fresh_samples: int = 3
+    min_time_s: float = 0.0
+    deadline_s: float = 3600.0
+    undecided: str = "rollback"
+    lease_s: float = 60.0
+    hold_s: float = 600.0
+    look_every_s: float = 2.0
+    approval: bool = False
+    accept_unverified_approval: bool = False
+    verify_timeout_s: float = 300.0
+    abandon_after_s: float = 3600.0
+    max_restarts: int = 5
+    probes: Probes | None = None
+
+
+class CloudRollout(Model):
+    wave: int
+    plan: tuple[int, ...]
+    before: str
+    weight: int = 0
+    promoted: bool = False
+
+
+class Rollout(Model):
+    """The active rollout. `*_seq` name the journal entry whose time is the time of that event."""
+
+    id: str
+    source: Source
+    policy: Policy
+    phase: Phase = Phase.VALIDATING
+    release: str | None = None
+    revision: str | None = None
+    self_checked: bool = False
+    distributed: bool = False
+    wave: int = 0
+    step: int = 0
+    clouds: dict[str, CloudRollout]
+    epoch: int = 0
+    paused: bool = False
+    approved: bool = False
+    forced: bool = False
+    verified: dict[str, str] = Field(default_factory=dict)
+    started_seq: int
+    step_seq: int | None = None
+    phase_seq: int
+    resumed_seq: int | None = None
+
+    @property
+    def wave_clouds(self) -> tuple[str, ...]:
+        return self.policy.waves[self.wave]
+
+    @property
+    def last_step(self) -> int:
+        """Index of the wave's last step: clouds with shorter plans stay at their last weight."""
+        return max(len(self.clouds[name].plan) for name in self.wave_clouds) - 1
+
+    def weight_at(self, cloud: str, step: int) -> int:
+        plan = self.clouds[cloud].plan
+        return plan[min(step, len(plan) - 1)]
+
+
+class Queued(Model):
+    id: str
+    source: Source
+    policy: Policy
+    seq: int
+
+
+class Finished(Model):
+    id: str
+    release: str | None
+    phase: Phase
+    reason: str
+    started_seq: int
+    ended_seq: int
+    clouds: tuple[str, ...] = ()
+    verified: dict[str, str] = Field(default_factory=dict)
+    verify_timeout_s: float = 300.0
+
+
+class AppState(Model):
+    """All that routing and the flows need to know; small, so that each event carries it whole."""
+
+    schema_version: int = SCHEMA_VERSION
+    app: str
+    seq: int = -1
+    clouds: dict[str, CloudState] = Field(default_factory=dict)
+    rollout: Rollout | None = None
+    queue: tuple[Queued, ...] = ()
+    finished: tuple[Finished, ...] = ()
+
+    def dump(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
