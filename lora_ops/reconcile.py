@@ -1,0 +1,214 @@
+"""What the reconciler does next with one request: a pure decision from its journal and what is seen.
+
+A canary attempt that fails costs its user nothing: the trainer's or the platform's fault means another
+attempt on stable, no capacity means another cloud, the user's fault is final at once. Durations are in
+seconds on the reconciler's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lora_ops.request import AttemptState, RequestState, ResultState
+from lora_ops.state import Track
+
+ABANDON_AFTER_S = 60.0
+MOST_ATTEMPTS = 24  # superseded ones included: a bound on moving about
+FINAL_CAUSES = frozenset({"user_error"})
+
+
+class Run(StrEnum):
+    """A flow run as Prefect shows it, in the words that matter here."""
+
+    NONE = "none"
+    WAITING = "waiting"
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+class Worker(StrEnum):
+    """Whether the attempt's worker was seen alive after the run ended or fell silent."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines of attempts, from lora-ops.yaml's `requests` section."""
+
+    start_deadline_s: float = 300.0
+    heartbeat_deadline_s: float = 120.0
+    spill_after_s: float = 120.0
+    settle_s: float = 5.0
+    worker_verdict_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is seen of the attempt under way. `run_for_s`: how long its run has been in that state."""
+
+    marker_age_s: float = 0.0
+    run: Run = Run.UNKNOWN
+    run_for_s: float = 0.0
+    run_detail: str = ""
+    started: bool = False
+    heartbeat_age_s: float | None = None
+    worker: Worker = Worker.UNKNOWN
+    canary_open: bool = True
+    withdrawn: bool = False
+    other_cloud_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRun:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StartAttempt:
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EndAttempt:
+    """Create the sample, journal the end, cancel the run: in this order."""
+
+    state: AttemptState
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    state: ResultState
+    cause: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The request has its result: only its marker is left to delete."""
+
+
+Action = Nothing | CreateRun | StartAttempt | EndAttempt | Finish | Abandon | Close
+
+
+def decide(request: RequestState, sight: Sight, limits: Limits) -> Action:
+    """The next action; doing it twice, or by two reconcilers, does no harm."""
+    if request.result is not None:
+        return Close()
+    if request.order is None:
+        return Abandon() if sight.marker_age_s > ABANDON_AFTER_S else Nothing()
+    if request.current is not None:
+        return _under_way(request, sight, limits)
+    return _between(request)
+
+
+def _between(request: RequestState) -> Action:
+    """No attempt is under way: start one, or end the request."""
+    order, attempts = request.order, request.attempts
+    assert order is not None
+    last = attempts[-1] if attempts else None
+    if request.cancel:
+        return Finish(ResultState.CANCELLED, "cancelled", "Cancelled on request.")
+    if last is None:
+        return StartAttempt()
+    if last.state is AttemptState.FAILED and last.cause in FINAL_CAUSES:
+        return Finish(ResultState.FAILED, last.cause, last.message)
+    if order.probe is not None:
+        state = ResultState.CANCELLED if last.state is AttemptState.SUPERSEDED else ResultState.FAILED
+        return Finish(state, last.cause, last.message)
+    failures = sum(each.state in (AttemptState.FAILED, AttemptState.LOST) for each in attempts)
+    if failures >= order.max_attempts or len(attempts) >= MOST_ATTEMPTS:
+        return Finish(ResultState.FAILED, last.cause, f"{len(attempts)} attempts failed; the last: {last.message}")
+    avoid = {
+        each.cloud
+        for each in attempts[-2:]
+        if each.state is AttemptState.LOST or each.cause == "no_capacity"
+    }
+    return StartAttempt(avoid=frozenset(avoid))
+
+
+def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
+    attempt = request.current
+    assert attempt is not None
+    on_canary = attempt.track is Track.CANARY
+    if request.cancel:
+        return EndAttempt(AttemptState.SUPERSEDED, "cancelled", "Cancelled on request.")
+    if sight.withdrawn:
+        return EndAttempt(AttemptState.SUPERSEDED, "superseded", "Its release was rolled back.")
+    if on_canary and not sight.started and not sight.canary_open:
+        return EndAttempt(AttemptState.SUPERSEDED, "superseded", "The canary's lease ran out before it started.")
+    match sight.run:
+        case Run.UNKNOWN:
+            return Nothing()
+        case Run.NONE:
+            return CreateRun()
+        case Run.WAITING:
+            if sight.run_for_s > limits.spill_after_s and sight.other_cloud_open:
+                return EndAttempt(
+                    AttemptState.SUPERSEDED,
+                    "no_capacity",
+                    f"No free slot on {attempt.cloud} for {sight.run_for_s:.0f} s; it goes to another cloud.",
+                )
+            return Nothing()
+        case Run.PENDING:
+            if sight.run_for_s > limits.start_deadline_s:
+                return _lost("lost_worker", f"It did not start within {limits.start_deadline_s:.0f} s.")
+            return Nothing()
+        case Run.RUNNING:
+            return _running(sight, limits)
+        case Run.ENDED | Run.CANCELLED:
+            return _ended(sight, limits)
+
+
+def _running(sight: Sight, limits: Limits) -> Action:
+    if not sight.started:
+        if sight.run_for_s > limits.start_deadline_s:
+            return _silent(sight, "exit_before_contact", "It runs, but never made contact with the store.")
+        return Nothing()
+    age = sight.heartbeat_age_s
+    if age is not None and age > limits.heartbeat_deadline_s:
+        return _silent(sight, "no_heartbeat", f"No heartbeat for {age:.0f} s.")
+    return Nothing()
+
+
+def _ended(sight: Sight, limits: Limits) -> Action:
+    """Prefect says that the run is over, and the attempt said nothing."""
+    if sight.run_for_s < limits.settle_s:
+        return Nothing()
+    if sight.run is Run.CANCELLED:
+        return EndAttempt(AttemptState.SUPERSEDED, "cancelled", "Its flow run was cancelled in Prefect.")
+    if sight.worker is Worker.UNKNOWN and sight.run_for_s < limits.worker_verdict_s:
+        return Nothing()
+    told = f" Prefect: {sight.run_detail}" if sight.run_detail else ""
+    if sight.started:
+        return _silent(sight, "no_heartbeat", f"Its process ended without a result.{told}")
+    return _silent(sight, "exit_before_contact", f"Its process ended before it made contact.{told}")
+
+
+def _silent(sight: Sight, cause: str, message: str) -> Action:
+    """A silent death counts against the release only when its worker was seen alive afterwards."""
+    if sight.worker is Worker.ALIVE:
+        return _lost(cause, message)
+    return _lost("lost_worker", f"{message} Its worker is gone too.")
+
+
+def _lost(cause: str, message: str) -> EndAttempt:
+    return EndAttempt(AttemptState.LOST, cause, message)
