@@ -1,0 +1,1 @@
+"""Gates: counts of bad samples judged by two formulas. The package itself loads none of its modules."""
