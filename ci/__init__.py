@@ -1,1 +1,1 @@
-"""What continuous integration and webhooks call: on the same floor as the console."""
+"""Inbound webhooks and what CI runs."""

@@ -136,11 +136,11 @@ def _between(request: RequestState) -> Action:
         return Finish(state, last.cause, last.message)
     failures = sum(each.state in (AttemptState.FAILED, AttemptState.LOST) for each in attempts)
     if failures >= order.max_attempts or len(attempts) >= MOST_ATTEMPTS:
-        return Finish(ResultState.FAILED, last.cause, f"{len(attempts)} attempts failed; the last: {last.message}")
+        return Finish(
+            ResultState.FAILED, last.cause, f"{len(attempts)} attempts failed; the last: {last.message}"
+        )
     avoid = {
-        each.cloud
-        for each in attempts[-2:]
-        if each.state is AttemptState.LOST or each.cause == "no_capacity"
+        each.cloud for each in attempts[-2:] if each.state is AttemptState.LOST or each.cause == "no_capacity"
     }
     return StartAttempt(avoid=frozenset(avoid))
 
@@ -154,7 +154,9 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
     if sight.withdrawn:
         return EndAttempt(AttemptState.SUPERSEDED, "superseded", "Its release was rolled back.")
     if on_canary and not sight.started and not sight.canary_open:
-        return EndAttempt(AttemptState.SUPERSEDED, "superseded", "The canary's lease ran out before it started.")
+        return EndAttempt(
+            AttemptState.SUPERSEDED, "superseded", "The canary's lease ran out before it started."
+        )
     match sight.run:
         case Run.UNKNOWN:
             return Nothing()

@@ -148,9 +148,7 @@ def _apply(state: RequestState, kind: str, data: Mapping[str, Any], seq: int) ->
             raise Refused(f"`{kind}` is not an event of a request.")
 
 
-def _end_attempt(
-    state: RequestState, data: Mapping[str, Any], ended: AttemptState, seq: int
-) -> RequestState:
+def _end_attempt(state: RequestState, data: Mapping[str, Any], ended: AttemptState, seq: int) -> RequestState:
     current = state.current
     if current is None or current.n != data["n"]:
         raise Refused(f"attempt {data['n']} of {state.id} is not under way: it was given up.")

@@ -118,7 +118,9 @@ def _started(state: AppState, data: Data, seq: int) -> AppState:
     for name in named:
         _cloud(state, name)
     if not named or len(set(named)) != len(named):
-        raise Refused("a rollout needs every cloud once in its waves.", "Mend `rollout.waves` in lora-ops.yaml.")
+        raise Refused(
+            "a rollout needs every cloud once in its waves.", "Mend `rollout.waves` in lora-ops.yaml."
+        )
     clouds = {
         name: CloudRollout(wave=number, plan=policy.plans[name], before=state.clouds[name].stable)
         for number, wave in enumerate(policy.waves)
@@ -183,7 +185,9 @@ def _step_started(state: AppState, data: Data, seq: int) -> AppState:
         _need(wave < len(rollout.policy.waves), "there is no such wave")
     moved = rollout.model_copy(update={"wave": wave, "step": step})
     clouds = {
-        name: cloud.model_copy(update={"weight": moved.weight_at(name, step)}) if cloud.wave == wave else cloud
+        name: cloud.model_copy(update={"weight": moved.weight_at(name, step)})
+        if cloud.wave == wave
+        else cloud
         for name, cloud in rollout.clouds.items()
     }
     return _with(
@@ -229,7 +233,9 @@ def _wave_promoted(state: AppState, data: Data, seq: int) -> AppState:
         current = state.clouds[name].stable
         state = _set_cloud(state, name, stable=rollout.release, previous=current)
     clouds = {
-        name: cloud.model_copy(update={"promoted": True, "weight": 0}) if cloud.wave == rollout.wave else cloud
+        name: cloud.model_copy(update={"promoted": True, "weight": 0})
+        if cloud.wave == rollout.wave
+        else cloud
         for name, cloud in rollout.clouds.items()
     }
     return _with(state, rollout, clouds=clouds, phase=Phase.PROMOTING, phase_seq=seq, approved=False)

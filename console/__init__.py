@@ -1,0 +1,1 @@
+"""`lora-ops serve`: the REST API, the metrics, and the home of the reconciler."""

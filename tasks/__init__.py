@@ -1,0 +1,1 @@
+"""Adapters: each one outside effect, idempotent."""

@@ -1,0 +1,243 @@
+"""Prefect's API as lora-ops uses it: pools, queues, runs. Synchronous, idempotent, thread-safe by locking.
+
+Prefect is orchestration and history, never the truth; every answer here may be late or lost.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Cancelled, Cancelling
+
+from lora_ops.errors import NotFoundError, UnreachableError
+from lora_ops.reconcile import Run, Worker
+from lora_ops.state import Track
+
+CONTROL_POOL = "control"
+#: Without a command of its own Prefect's process worker starts a supervising interpreter before the
+#: engine's: two imports of prefect a run. `-P` keeps the working directory off the path.
+ENGINE_COMMAND = f"{sys.executable} -P -m prefect.engine"
+
+T = TypeVar("T")
+
+_RUN_STATES = {
+    "SCHEDULED": Run.WAITING,
+    "PENDING": Run.PENDING,
+    "RUNNING": Run.RUNNING,
+    "PAUSED": Run.RUNNING,
+    "CANCELLING": Run.RUNNING,
+    "COMPLETED": Run.ENDED,
+    "FAILED": Run.ENDED,
+    "CRASHED": Run.ENDED,
+    "CANCELLED": Run.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRun:
+    """A flow run as Prefect shows it. `state_time`: Prefect's clock, seconds since the epoch."""
+
+    id: str
+    run: Run
+    name: str
+    detail: str
+    state_time: float
+
+
+class PrefectApi:
+    """One Prefect server. Methods raise UnreachableError when it does not answer."""
+
+    def __init__(self, api_url: str) -> None:
+        self.api_url = api_url
+        self._client: SyncPrefectClient | None = None
+        self._lock = threading.RLock()
+        self._deployments: dict[str, UUID] = {}
+
+    def ok(self) -> bool:
+        try:
+            return httpx.get(f"{self.api_url}/health", timeout=3).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def ensure_pool(
+        self, name: str, queues: dict[str, int | None], env: dict[str, str] | None = None
+    ) -> None:
+        """A process work pool and its queues with their limits; changes what differs."""
+
+        def act(client: SyncPrefectClient) -> None:
+            template = _process_template(env or {})
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(
+                    WorkPoolCreate(name=name, type="process", base_job_template=template), overwrite=True
+                )
+            for priority, (queue, limit) in enumerate(queues.items(), start=1):
+                try:
+                    client.create_work_queue(
+                        queue, concurrency_limit=limit, priority=priority, work_pool_name=name
+                    )
+                except ObjectAlreadyExists:
+                    found = client.read_work_queue_by_name(queue, work_pool_name=name)
+                    client.update_work_queue(found.id, concurrency_limit=limit)
+
+        self._call(act)
+
+    def create_run(
+        self,
+        deployment: str,
+        *,
+        key: str,
+        parameters: dict[str, Any],
+        queue: str | None = None,
+        env: dict[str, str] | None = None,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+    ) -> str:
+        """The id of the run with this idempotency key, created if there is none. Atomic on the server."""
+
+        def act(client: SyncPrefectClient) -> str:
+            run = client.create_flow_run_from_deployment(
+                self._deployment(client, deployment),
+                parameters=parameters,
+                name=name,
+                tags=sorted(tags),
+                idempotency_key=key,
+                work_queue_name=queue,
+                job_variables={"env": env} if env else None,
+            )
+            return str(run.id)
+
+        try:
+            return self._call(act)
+        except (NotFoundError, ObjectNotFound):
+            self._deployments.pop(deployment, None)
+            raise
+
+    def runs(self, run_ids: Iterable[str]) -> dict[str, SeenRun]:
+        """The runs that exist, by id."""
+        wanted = [UUID(each) for each in run_ids]
+
+        def act(client: SyncPrefectClient) -> dict[str, SeenRun]:
+            found: dict[str, SeenRun] = {}
+            for at in range(0, len(wanted), 200):
+                some = FlowRunFilter(id=FlowRunFilterId(any_=wanted[at : at + 200]))
+                for run in client.read_flow_runs(flow_run_filter=some):
+                    state = run.state
+                    if state is not None:
+                        found[str(run.id)] = SeenRun(
+                            id=str(run.id),
+                            run=_RUN_STATES.get(state.type.value, Run.UNKNOWN),
+                            name=state.name or state.type.value,
+                            detail=(state.message or "")[:500],
+                            state_time=state.timestamp.timestamp(),
+                        )
+            return found
+
+        return self._call(act) if wanted else {}
+
+    def cancel(self, run_id: str) -> None:
+        """End a run: at once when it has no process yet, through its worker when it has. Silent when it is gone."""
+
+        def act(client: SyncPrefectClient) -> None:
+            with suppress(ObjectNotFound):
+                state = client.read_flow_run(UUID(run_id)).state
+                if state is None or state.is_final():
+                    return
+                started = state.is_running() or state.is_cancelling() or state.is_paused()
+                client.set_flow_run_state(UUID(run_id), Cancelling() if started else Cancelled(), force=True)
+
+        self._call(act)
+
+    def worker_after(self, pool: str, worker: str | None, moment: float) -> Worker:
+        """Whether the worker (any of the pool when None) beat after `moment`, on Prefect's own clock."""
+
+        def act(client: SyncPrefectClient) -> Worker:
+            beats = [
+                each.last_heartbeat_time.timestamp()
+                for each in client.read_workers_for_work_pool(pool)
+                if each.last_heartbeat_time is not None and worker in (None, each.name)
+            ]
+            if any(beat > moment for beat in beats):
+                return Worker.ALIVE
+            return Worker.UNKNOWN
+
+        return self._call(act)
+
+    def workers(self, pool: str) -> list[tuple[str, str]]:
+        """(name, status) of the pool's workers."""
+
+        def act(client: SyncPrefectClient) -> list[tuple[str, str]]:
+            return [(each.name, each.status.value) for each in client.read_workers_for_work_pool(pool)]
+
+        try:
+            return self._call(act)
+        except NotFoundError:
+            return []
+
+    def ui_url(self, run_id: str) -> str:
+        return f"{self.api_url.removesuffix('/api')}/runs/flow-run/{run_id}"
+
+    def _deployment(self, client: SyncPrefectClient, name: str) -> UUID:
+        if name not in self._deployments:
+            self._deployments[name] = client.read_deployment_by_name(name).id
+        return self._deployments[name]
+
+    def _call(self, act: Callable[[SyncPrefectClient], T]) -> T:
+        with self._lock:
+            if self._client is None:
+                self._client = SyncPrefectClient(self.api_url)
+            try:
+                return act(self._client)
+            except ObjectNotFound as error:
+                raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
+            except (httpx.HTTPError, OSError, RuntimeError) as error:
+                self._client = None
+                raise UnreachableError(
+                    f"Prefect's API at {self.api_url} does not answer: {error or type(error).__name__}.",
+                    "Start it with `lora-ops up`, or set `prefect.api_url` in lora-ops.yaml.",
+                ) from error
+
+
+def run_key(request_id: str, attempt: int) -> str:
+    """The idempotency key of an attempt's flow run."""
+    return f"{request_id}-{attempt}"
+
+
+def track_queues(size: int) -> dict[str, int | None]:
+    """A queue a track with `size` slots; the canary's is served first, since a verdict waits for it."""
+    return {Track.CANARY.value: size, Track.STABLE.value: size}
+
+
+def _process_template(env: dict[str, str]) -> dict[str, Any]:
+    """Prefect's template for process pools, with our command as its default."""
+    return {
+        "job_configuration": {
+            "command": "{{ command }}",
+            "env": "{{ env }}",
+            "labels": "{{ labels }}",
+            "name": "{{ name }}",
+            "stream_output": "{{ stream_output }}",
+            "working_dir": "{{ working_dir }}",
+        },
+        "variables": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "env": {"type": "object", "additionalProperties": {"type": "string"}, "default": env},
+                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                "command": {"type": "string", "default": ENGINE_COMMAND},
+                "stream_output": {"type": "boolean", "default": True},
+                "working_dir": {"type": "string"},
+            },
+        },
+    }
