@@ -1,0 +1,40 @@
+"""The `train` flow: one flow run tries a request once, on the cloud, track and digest of its record."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed, Failed, State
+
+from flows.attempt import Attempt, Outcome
+from flows.context import flow_context
+from lora_ops.errors import LoraOpsError, StoreUnavailable
+
+QUIET = {"Superseded"}
+
+
+@flow(name="train", flow_run_name="{request}-{attempt}")
+async def train(request: str = "", attempt: int = 0, config: str = "") -> State[Any]:
+    """Try a request. Started by hand without one, `config` (a path here) is submitted as a request first."""
+    context = flow_context(f"train {request}-{attempt}")
+    if not request:
+        from flows.submit import submit_file
+
+        submitted = submit_file(context.platform, config)
+        return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
+    logger = get_run_logger()
+    try:
+        ended = await Attempt(context, request, attempt).run()
+    except Outcome as outcome:
+        logger.info("%s: %s", outcome.state, outcome.message)
+        if outcome.state in QUIET:
+            return Cancelled(name=outcome.state, message=outcome.message)
+        return Failed(name=outcome.state, message=outcome.message)
+    except StoreUnavailable as error:
+        return Failed(name="StoreAway", message=error.message)
+    except LoraOpsError as error:
+        return Failed(message=f"{error.message} {error.hint}")
+    return Completed(message=f"{ended} in process {os.getpid()}")
