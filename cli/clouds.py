@@ -1,0 +1,65 @@
+"""`lora-ops cloud ls | show | drain | undrain`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.session import Session
+from cli.text import pairs, short, table
+
+CloudName = Annotated[str, typer.Argument(metavar="CLOUD", help="Its name.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why, for the journal.")]
+
+
+def ls(session: Session) -> None:
+    """List the clouds."""
+    answer = session.api.get("/clouds")
+    names = [str(item.get("name")) for item in answer["items"]]
+    session.emit(answer, cloud_table(answer["items"]), names)
+
+
+def show(session: Session, cloud: CloudName) -> None:
+    """One cloud."""
+    document = session.api.get(f"/clouds/{cloud}")
+    session.emit(document, pairs(document), [cloud])
+
+
+def drain(session: Session, cloud: CloudName, reason: Reason = "") -> None:
+    """Send no new attempts to a cloud. Those that run there go on."""
+    _turn(session, "drain", cloud, reason, f"Drain {cloud}: it gets no new attempts?")
+
+
+def undrain(session: Session, cloud: CloudName, reason: Reason = "") -> None:
+    """Take a cloud back into service."""
+    _turn(session, "undrain", cloud, reason)
+
+
+def cloud_table(items: list[dict[str, Any]]) -> list[str]:
+    """Clouds as people see them."""
+    rows = [
+        [
+            item.get("name"),
+            item.get("kind"),
+            "drained" if item.get("drained") else ("away" if item.get("healthy") is False else "ok"),
+            item.get("size"),
+            short(item.get("stable")),
+            short(item.get("canary")),
+            f"{item.get('weight', 0)} %",
+        ]
+        for item in items
+    ]
+    heads = ["CLOUD", "KIND", "STATE", "SIZE", "STABLE", "CANARY", "WEIGHT"]
+    return table(heads, rows, "No cloud: add one to lora-ops.yaml.")
+
+
+def _turn(session: Session, verb: str, cloud: str, reason: str, question: str = "") -> None:
+    if session.dry_run:
+        document = session.api.get(f"/clouds/{cloud}")
+        session.emit({**document, "dry_run": True}, [f"would {verb} {cloud}"], [cloud])
+        return
+    if question:
+        session.confirm(question, destructive=True)
+    document = session.api.post(f"/clouds/{cloud}/{verb}", {"reason": reason})
+    session.emit(document, [f"{verb}: {cloud}"], [cloud])

@@ -1,0 +1,132 @@
+"""Every command of `lora-ops`: where its function is, its one-line help, the options it shares with others.
+
+Plain tuples and strings, so that `lora-ops --help` imports nothing else.
+"""
+
+from __future__ import annotations
+
+Command = tuple[str, str, frozenset[str]]  # "module:function", help, shared options (cli/session.py)
+
+JSON = frozenset({"json"})
+REPORT = JSON | {"server"}
+READ = REPORT | {"quiet"}
+WRITE = READ | {"dry-run", "yes"}
+OWN: frozenset[str] = frozenset()  # declares all of its options itself
+
+COMMANDS: dict[str, Command] = {
+    "init": (
+        "cli.local.init:init",
+        "Write lora-ops.yaml, and a git repository's first release from it.",
+        OWN,
+    ),
+    "doctor": ("cli.local.doctor:doctor", "Check this machine, the store, Prefect and the journal.", OWN),
+    "up": ("cli.local.platform:up", "Start the platform on this machine.", OWN),
+    "down": ("cli.local.platform:down", "Stop what `up` started.", OWN),
+    "demo": (
+        "cli.local.demo:demo",
+        "Train, promote a good trainer, roll a broken one back: on this machine.",
+        OWN,
+    ),
+    "serve": ("cli.local.serve:serve", "Run the API, /metrics and the reconciler.", OWN),
+    "status": ("cli.status:status", "The platform at a glance.", READ),
+    "deploy": ("cli.deploy:deploy", "Bring a new release of the trainer out, by canary.", WRITE),
+    "train": ("cli.train:train", "Submit a training request.", WRITE),
+    "version": ("cli.version:version", "The version of lora-ops.", JSON),
+    "help": ("cli.topics:topic", "Help on a topic: environment, exit-codes, formatting.", OWN),
+}
+
+GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "rollout": (
+        "Watch and steer rollouts.",
+        {
+            "ls": ("cli.rollouts:ls", "List the rollouts, the newest first.", READ),
+            "show": ("cli.rollouts:show", "One rollout: clouds, gates, the last look.", READ),
+            "watch": (
+                "cli.rollouts:watch",
+                "Follow a rollout to its end; exits 9 if it is rolled back.",
+                READ,
+            ),
+            "history": ("cli.rollouts:history", "Every decision, with who and why.", READ),
+            "approve": ("cli.steer:approve", "Let a rollout that awaits approval go on.", WRITE),
+            "reject": ("cli.steer:reject", "Refuse the approval: the rollout goes back.", WRITE),
+            "promote": ("cli.steer:promote", "Promote now, without waiting for the gates.", WRITE),
+            "pause": ("cli.steer:pause", "Stay at the present step.", WRITE),
+            "resume": ("cli.steer:resume", "Go on after a pause.", WRITE),
+            "abort": ("cli.steer:abort", "End a rollout and go back to stable.", WRITE),
+            "rollback": ("cli.steer:rollback", "Go back to stable now.", WRITE),
+        },
+    ),
+    "release": (
+        "Look at releases of the trainer.",
+        {
+            "ls": ("cli.releases:ls", "List the releases, the newest first.", READ),
+            "show": ("cli.releases:show", "One release, by digest or its beginning.", READ),
+        },
+    ),
+    "gate": (
+        "Understand the gates.",
+        {
+            "explain": (
+                "cli.gates:explain",
+                "Counts, evidence, verdict, and what would decide; for bare numbers too, offline.",
+                REPORT,
+            ),
+        },
+    ),
+    "runs": (
+        "Follow training requests.",
+        {
+            "ls": ("cli.runs:ls", "List the requests, the newest first.", READ),
+            "show": ("cli.runs:show", "One request: attempts, progress, result.", READ),
+            "logs": ("cli.runs:logs", "What the newest attempt printed; -f follows.", REPORT),
+            "watch": ("cli.runs:watch", "Follow a request to its end; exits 0, 100, 101, 102 or 103.", READ),
+            "cancel": ("cli.runs:cancel", "Cancel a request.", WRITE),
+            "retry": ("cli.runs:retry", "Submit a finished request anew.", WRITE),
+        },
+    ),
+    "data": (
+        "Look at datasets.",
+        {"check": ("cli.local.data:check", "Decode a config's whole dataset; list all that is wrong.", JSON)},
+    ),
+    "cloud": (
+        "Look at clouds; take one out of service.",
+        {
+            "ls": ("cli.clouds:ls", "List the clouds.", READ),
+            "show": ("cli.clouds:show", "One cloud.", READ),
+            "drain": ("cli.clouds:drain", "Send no new attempts to a cloud.", WRITE),
+            "undrain": ("cli.clouds:undrain", "Take a cloud back into service.", WRITE),
+        },
+    ),
+}
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "This machine": ("init", "doctor", "up", "down", "serve", "demo"),
+    "Deliver": ("deploy", "rollout", "release", "gate"),
+    "Train": ("train", "runs", "data"),
+    "Platform": ("status", "cloud", "version", "help"),
+}
+
+
+def summary(name: str) -> str:
+    """The one-line help of a top-level command or group."""
+    return GROUPS[name][0] if name in GROUPS else COMMANDS[name][1]
+
+
+def overview() -> str:
+    """The text of `lora-ops --help`."""
+    lines = [
+        "Usage: lora-ops COMMAND [ARGS]...",
+        "",
+        "Progressive delivery for training platforms: canary, promote and roll back LoRA trainers.",
+    ]
+    for title, names in SECTIONS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<10}{summary(name)}" for name in names]
+    lines += [
+        "",
+        "Options:",
+        "  --version     The version of lora-ops.",
+        "  --debug       Show the traceback of an error.",
+        "  --help        This text; `lora-ops COMMAND --help` for a command.",
+    ]
+    return "\n".join(lines)
