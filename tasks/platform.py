@@ -156,6 +156,11 @@ class Platform:
         timed = [(evidence.times[key], sample) for key, sample in evidence.samples.items()]
         return sorted(timed, key=lambda pair: pair[0])
 
+    def started_before(self, rollout_id: str, moment: float) -> set[tuple[str, int]]:
+        """(request, attempt) of the starts older than `moment` (after `attempts`)."""
+        evidence = self._of(rollout_id)
+        return {start.key for key, start in evidence.starts.items() if evidence.times[key] < moment}
+
     def lease_until(self, rollout: Rollout) -> float | None:
         """When the active step's lease ends (seconds since the epoch); None when there is none."""
         if rollout.step_seq is None or not rollout.phase.exposes:

@@ -1,0 +1,45 @@
+"""The `approve` flow: asks for a person's word in Prefect's UI and writes it into the journal.
+
+Prefect's open edition knows no users, so such an approval is journalled as `prefect-ui, unverified` and counts
+only where the spec accepts that; `lora-ops rollout approve` is the way that names its author.
+"""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, pause_flow_run
+from prefect.input import RunInput
+from prefect.states import Completed, Failed, State
+
+from flows.context import flow_context
+from lora_ops.errors import LoraOpsError
+
+APPROVE_DEPLOYMENT = "approve/control"
+WAIT_S = 7 * 86400
+
+
+class Approval(RunInput):
+    """The form."""
+
+    approve: bool = False
+    name: str = ""
+    note: str = ""
+
+
+@flow(name="approve", flow_run_name="approve {rollout}")
+async def approve(rollout: str, summary: str = "") -> State[None]:
+    """Pause for the form, then journal `approved` or `rolled-back`."""
+    form = Approval.with_initial_data(description=f"**Promote {rollout}?**\n\n{summary}")
+    answer = await pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=2)
+    platform = flow_context(f"approve {rollout}").platform
+    said = f"prefect-ui, unverified: {answer.name or 'no name'}: {answer.note}"
+    try:
+        if answer.approve:
+            platform.record(
+                "approved", {"rollout": rollout, "by": answer.name, "via": "prefect-ui"}, reason=said
+            )
+        else:
+            platform.record("rolled-back", {"rollout": rollout, "reason": f"rejected: {said}"}, reason=said)
+    except LoraOpsError as error:
+        get_run_logger().warning("%s %s", error.message, error.hint)
+        return Failed(message=error.message)
+    return Completed(message=said)

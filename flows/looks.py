@@ -1,0 +1,124 @@
+"""Looks: the gates judged on what the store holds, written down, shown in Prefect, turned into a sight."""
+
+from __future__ import annotations
+
+import json
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from lora_ops import SCHEMA_VERSION, keys
+from lora_ops.errors import ObjectExists
+from lora_ops.gates.counts import fresh_samples
+from lora_ops.gates.verdict import GateResult, Look, judge
+from lora_ops.lease import due
+from lora_ops.state import Phase, Rollout
+from lora_ops.steps import Sight
+from tasks.platform import Platform, SeenLook
+
+
+class Looker:
+    """One deploy flow's eyes on its rollout."""
+
+    def __init__(self, platform: Platform, rollout_id: str, epoch: int) -> None:
+        self.platform = platform
+        self.id = rollout_id
+        self.epoch = epoch
+        self.written: int | None = None
+        self._last: SeenLook | None = None
+
+    def look(self, rollout: Rollout) -> Sight:
+        """Judge now; write the look when the counts changed or half of the lease is gone."""
+        look = judge_now(self.platform, rollout)
+        if look is None:
+            return self.sight(rollout)
+        newest = self._newest()
+        changed = newest is None or newest.look.results != look.results
+        now = self.platform.clock.now().latest
+        age = now - newest.time if newest is not None else rollout.policy.lease_s
+        if due(age, rollout.policy.lease_s, changed):
+            self._write(rollout, look)
+        return self._sight(rollout, look)
+
+    def sight(self, rollout: Rollout) -> Sight:
+        """What is known before a look of this process: durations, and no verdict."""
+        return self._sight(rollout, None)
+
+    def _sight(self, rollout: Rollout, look: Look | None) -> Sight:
+        now = self.platform.clock.now().earliest
+        began = self.platform.time_of(rollout.phase_seq)
+        step = self.platform.time_of(rollout.step_seq) if rollout.step_seq is not None else began
+        resumed = self.platform.time_of(rollout.resumed_seq) if rollout.resumed_seq is not None else 0.0
+        fresh: dict[str, int] = {}
+        if look is not None and rollout.phase is Phase.CANARYING and rollout.release is not None:
+            starts, samples = self.platform.attempts(self.id)
+            before = self.platform.started_before(self.id, step)
+            fresh = {
+                cloud: fresh_samples(starts, samples, rollout.release, cloud, before)
+                for cloud in rollout.wave_clouds
+            }
+        return Sight(
+            verdict=look.verdict.value if look is not None else None,
+            summary=look.summary if look is not None else "",
+            fresh=fresh,
+            in_step_s=now - max(step, resumed),
+            in_phase_s=now - max(began, resumed),
+        )
+
+    def _newest(self) -> SeenLook | None:
+        looks = self.platform.looks(self.id)
+        return looks[-1] if looks else None
+
+    def _write(self, rollout: Rollout, look: Look) -> None:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "epoch": self.epoch,
+            "phase": rollout.phase.value,
+            "wave": rollout.wave,
+            "step": rollout.step,
+            "look": look.model_dump(mode="json"),
+        }
+        newest = self._newest()
+        n = newest.n + 1 if newest is not None else 0
+        try:
+            self.platform.store.create(keys.look(self.id, n), json.dumps(document).encode())
+        except ObjectExists:
+            return  # another flow looks too: the next turn reads its look
+        self.written = n
+        get_run_logger().info("look %d: %s: %s", n, look.verdict.value, look.summary)
+        create_markdown_artifact(
+            key=f"look-{self.id}", markdown=_markdown(look), description=f"Look {n} of {self.id}"
+        )
+
+
+def judge_now(platform: Platform, rollout: Rollout) -> Look | None:
+    """The gates on every cloud that the release has reached; None before it has reached any."""
+    if rollout.release is None or not rollout.phase.exposes:
+        return None
+    starts, samples = platform.attempts(rollout.id)
+    policy = rollout.policy
+    clouds = [name for name, cloud in rollout.clouds.items() if cloud.wave <= rollout.wave]
+    return judge(
+        policy.gates,
+        clouds,
+        starts,
+        samples,
+        rollout.release,
+        alpha=policy.alpha,
+        beta=policy.beta,
+        harmful=policy.harmful,
+        tests=len(policy.gates) * len(rollout.clouds),
+    )
+
+
+def _markdown(look: Look) -> str:
+    rows = [_row(result) for result in look.results]
+    head = "| cloud | gate | bad / samples | evidence | needed | verdict |\n|---|---|---|---|---|---|"
+    return "\n".join([f"**{look.verdict.value}**: {look.summary}", "", head, *rows])
+
+
+def _row(result: GateResult) -> str:
+    return (
+        f"| {result.cloud} | {result.gate} | {result.k_fail} / {result.n_fail} | {result.e_value:.3g} "
+        f"| {result.threshold:.3g} | {result.verdict.value} |"
+    )

@@ -1,0 +1,245 @@
+"""The phases of a rollout as Prefect tasks, and the loop that takes them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from flows.approve import APPROVE_DEPLOYMENT
+from flows.context import FlowContext
+from flows.dataset import dataset
+from flows.looks import Looker
+from flows.probes import Prober, probe_key
+from lora_ops import SCHEMA_VERSION, keys
+from lora_ops.errors import LoraOpsError, NotFoundError, ObjectExists, Refused, StoreUnavailable
+from lora_ops.state import AppState, Finished, Phase, Rollout
+from lora_ops.steps import Do, Next, next_step
+from tasks import home
+from tasks.bundle import build_bundle, ensure_unpacked, publish
+from tasks.prefect_api import PrefectApi
+from tasks.selfcheck import self_check
+
+BEAT_S = 5.0
+STORE_RETRY_S = 2.0
+T = TypeVar("T")
+
+
+class Superseded(Exception):
+    """Another flow leads this rollout, or it is over."""
+
+
+class Lead:
+    """Leads one rollout under one epoch."""
+
+    def __init__(self, context: FlowContext, rollout_id: str, epoch: int) -> None:
+        self.context = context
+        self.platform = context.platform
+        self.id = rollout_id
+        self.epoch = epoch
+        self.looker = Looker(context.platform, rollout_id, epoch)
+        self.prober = Prober(context.platform)
+
+    async def run(self) -> Finished | None:
+        """The finished rollout, or None when another flow leads it."""
+        while True:
+            try:
+                state = self.platform.state()
+                rollout = self.mine(state)
+                upcoming: Next | None = next_step(rollout, self.looker.sight(rollout))
+                if upcoming is not None and upcoming.do is Do.LOOK:
+                    upcoming = await in_task(_watch_name(rollout), lambda: self.watch(rollout))
+                if upcoming is not None:
+                    await self.do(upcoming, rollout)
+            except Superseded:
+                return self.finished()
+            except Refused as refusal:
+                get_run_logger().info("%s", refusal.message)  # somebody decided first: read again
+            except StoreUnavailable as error:
+                get_run_logger().warning("%s", error.message)
+                await asyncio.sleep(STORE_RETRY_S)
+
+    def mine(self, state: AppState) -> Rollout:
+        rollout = state.rollout
+        if rollout is None or rollout.id != self.id or rollout.epoch != self.epoch:
+            raise Superseded
+        return rollout
+
+    def finished(self) -> Finished | None:
+        return next((each for each in self.platform.state().finished if each.id == self.id), None)
+
+    async def beat(self) -> None:
+        """Tell the reconciler that this flow lives."""
+        while True:
+            document = {"schema_version": SCHEMA_VERSION, "epoch": self.epoch}
+            try:
+                await asyncio.to_thread(
+                    self.platform.store.put, keys.flow(self.id), json.dumps(document).encode()
+                )
+            except LoraOpsError:
+                pass  # the next beat tells it; without any the reconciler takes over
+            await asyncio.sleep(BEAT_S)
+
+    async def do(self, upcoming: Next, rollout: Rollout) -> None:
+        match upcoming.do:
+            case Do.VALIDATE:
+                await self.ending_badly("validate", lambda: self.validate(rollout))
+            case Do.BUILD:
+                await self.ending_badly(f"build {_named(rollout)}", lambda: self.build(rollout))
+            case Do.SELF_CHECK:
+                await self.ending_badly("self-check", lambda: self.self_check(rollout))
+            case Do.DISTRIBUTE:
+                clouds = ", ".join(rollout.clouds)
+                await self.ending_badly(f"bring to {clouds}", lambda: self.distribute(rollout))
+            case Do.START_STEP:
+                self.record(
+                    "step-started", {"wave": upcoming.wave, "step": upcoming.step}, reason=upcoming.reason
+                )
+            case Do.REQUEST_APPROVAL:
+                await in_task("request approval", lambda: self.request_approval(rollout, upcoming.reason))
+            case Do.PROMOTE_WAVE:
+                clouds = ", ".join(rollout.wave_clouds)
+                await in_task(f"promote {clouds}", lambda: self.promote(upcoming))
+            case Do.HOLD:
+                self.record("holding", {}, reason=upcoming.reason)
+            case Do.FINISH:
+                self.record("promoted", {"reason": upcoming.reason}, reason=upcoming.reason)
+            case Do.PAUSE:
+                self.record("paused", {"reason": upcoming.reason}, reason=upcoming.reason)
+            case Do.ROLL_BACK:
+                await in_task("roll back", lambda: self.roll_back(upcoming.reason))
+
+    def record(self, kind: str, data: dict[str, Any], **words: Any) -> AppState:
+        """Journal an event of this rollout under this epoch."""
+        return self.platform.record(kind, {"rollout": self.id, "epoch": self.epoch, **data}, **words)
+
+    async def ending_badly(self, name: str, phase: Callable[[], Awaitable[None]]) -> None:
+        """Run a phase before the canary; an error of lora-ops in it ends the rollout as `failed`."""
+        try:
+            await in_task(name, phase)
+        except (Refused, StoreUnavailable):
+            raise
+        except LoraOpsError as error:
+            reason = f"{name}: {error.message} {error.hint}".strip()
+            self.record("failed", {"reason": reason}, reason=reason, evidence={"details": error.details})
+
+    # --- phases ---
+
+    async def validate(self, rollout: Rollout) -> None:
+        """The probe's config and dataset, decoded by the trainer's own checker."""
+        probes = rollout.policy.probes
+        evidence: dict[str, Any] = {}
+        if probes is not None:
+            path = Path(probes.config)
+            if not path.is_file():
+                raise NotFoundError(f"the probe config {path} is missing.", "Mend `rollout.probes.config`.")
+            evidence = await dataset(config=str(path), checked_for=rollout.id)
+            try:
+                self.platform.store.create(probe_key(rollout.id), evidence.pop("text").encode())
+            except ObjectExists:
+                pass
+        self.record("validated", {}, evidence=evidence)
+
+    async def build(self, rollout: Rollout) -> None:
+        """The release from its source: a bundle of the revision, published by content."""
+        source, store = rollout.source, self.platform.store
+        if source.release is not None:
+            release, revision = source.release, source.revision
+        else:
+            revision_wanted = None if source.dirty else (source.revision or "HEAD")
+            bundle = await asyncio.to_thread(build_bundle, Path(source.path or "."), revision_wanted)
+            release = await asyncio.to_thread(publish, store, bundle)
+            revision = bundle.revision
+        state = self.platform.state()
+        if all(state.clouds[name].stable == release for name in rollout.clouds):
+            raise LoraOpsError(f"{release} is stable on every cloud already.", "There is nothing to roll out.")
+        self.record("built", {"release": release, "revision": revision})
+
+    async def self_check(self, rollout: Rollout) -> None:
+        """Versions against the lock and one real training step, inside the built thing."""
+        root = await asyncio.to_thread(self.unpack, rollout)
+        report = await asyncio.to_thread(self_check, root, self.context.home)
+        self.record("self-checked", {}, evidence=report)
+
+    async def distribute(self, rollout: Rollout) -> None:
+        """The same digest to every cloud, verified there. A local cloud unpacks and hashes it anew."""
+        await asyncio.to_thread(self.unpack, rollout)
+        self.record("distributed", {"clouds": {name: rollout.release for name in rollout.clouds}})
+
+    def unpack(self, rollout: Rollout) -> Path:
+        assert rollout.release is not None
+        return ensure_unpacked(self.platform.store, rollout.release, home.bundles(self.context.home))
+
+    async def watch(self, began: Rollout) -> Next | None:
+        """Look every few seconds until something else is to be done; None when somebody else did it."""
+        rollout = began
+        while (rollout.phase, rollout.wave, rollout.step) == (began.phase, began.wave, began.step):
+            upcoming = next_step(rollout, self.looker.look(rollout))
+            if upcoming.do is not Do.LOOK:
+                return upcoming
+            if rollout.phase is Phase.CANARYING:
+                await asyncio.to_thread(self.prober.keep, rollout)
+            await asyncio.sleep(rollout.policy.look_every_s)
+            rollout = self.mine(self.platform.state())
+        return None
+
+    async def request_approval(self, rollout: Rollout, reason: str) -> None:
+        """Journal that a person is asked, and offer the form in Prefect's UI."""
+        self.record("approval-requested", {}, reason=reason)
+        api = PrefectApi(_api_url())
+        await asyncio.to_thread(
+            lambda: api.create_run(
+                APPROVE_DEPLOYMENT,
+                key=f"{rollout.id}-approve-{rollout.wave}",
+                parameters={"rollout": rollout.id, "summary": reason},
+                queue="default",
+            )
+        )
+
+    async def promote(self, upcoming: Next) -> None:
+        """The pointer first; what it does is verified by the reconciler through the normal router."""
+        self.record("wave-promoted", {"wave": upcoming.wave}, reason=upcoming.reason)
+
+    async def roll_back(self, reason: str) -> None:
+        """The pointer first; the reconciler then moves the canary's unfinished attempts to stable."""
+        evidence = {"look": self.looker.written}
+        self.record("rolled-back", {"reason": reason}, reason=reason, evidence=evidence)
+
+
+async def in_task(name: str, act: Callable[[], Awaitable[T]]) -> T:
+    """Run it as a Prefect task with a readable name, never cached: the journal says what is done."""
+
+    async def run() -> T:
+        return await act()
+
+    made: T = await task(name=name, task_run_name=name, cache_policy=NO_CACHE)(run)()
+    return made
+
+
+def _watch_name(rollout: Rollout) -> str:
+    if rollout.phase is Phase.CANARYING:
+        weights = sorted({rollout.clouds[name].weight for name in rollout.wave_clouds})
+        shown = "/".join(f"{weight}%" for weight in weights)
+        return f"canary {shown} on {', '.join(rollout.wave_clouds)}"
+    return {Phase.AWAITING_APPROVAL: "wait for approval", Phase.PROMOTING: "verify", Phase.HOLDING: "hold"}.get(
+        rollout.phase, rollout.phase.value
+    )
+
+
+def _named(rollout: Rollout) -> str:
+    source = rollout.source
+    return source.release or (source.revision or "HEAD" if not source.dirty else "working tree")
+
+
+def _api_url() -> str:
+    from prefect.settings import get_current_settings
+
+    return str(get_current_settings().api.url or "http://127.0.0.1:4200/api")
+
+

@@ -1,0 +1,62 @@
+"""Starting a rollout: one at a time, the second refused with the first one's name, or queued."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+from flows.context import SPEC_ENV
+from lora_ops import ids
+from lora_ops.errors import BundleError, Refused, UsageError
+from lora_ops.spec import PlatformSpec
+from lora_ops.state import AppState, Source
+from tasks.platform import Platform
+from tasks.specs import load_spec
+
+
+def start_rollout(
+    platform: Platform, path: str, revision: str | None, *, actor: str, reason: str = ""
+) -> str:
+    """Journal a rollout of a checkout's revision by the spec in the environment; its id."""
+    where = os.environ.get(SPEC_ENV)
+    if not where:
+        raise UsageError(f"{SPEC_ENV} is not set.", "Start the worker with `lora-ops up`.")
+    source = Source(path=str(Path(path).absolute()), revision=revision)
+    return begin_rollout(platform, load_spec(Path(where)), source, actor=actor, reason=reason)[0]
+
+
+def begin_rollout(
+    platform: Platform,
+    spec: PlatformSpec,
+    source: Source,
+    *,
+    actor: str,
+    reason: str = "",
+    steps: tuple[int, ...] | None = None,
+    queue: bool = False,
+) -> tuple[str, AppState, bool]:
+    """(id, state, queued). Raises Refused naming the active rollout unless `queue`.
+
+    Of the queued rollouts of one source the newest wins; an older one is journalled as overtaken.
+    """
+    if source.path is not None and not Path(source.path).is_dir():
+        raise BundleError(f"{source.path} is not a folder.", "Name a git checkout with `--source DIR`.")
+    policy = spec.policy(steps)
+    rollout_id = ids.new_id(ids.ROLLOUT, time.time(), secrets.randbits(30))
+    data = {"id": rollout_id, "source": source.model_dump(), "policy": policy.model_dump(mode="json")}
+    try:
+        return rollout_id, platform.record("rollout-started", data, actor=actor, reason=reason), False
+    except Refused:
+        if not queue:
+            raise
+    state = platform.state()
+    for entry in state.queue:
+        if entry.source.line == source.line:
+            overtaken = {"id": entry.id, "by": rollout_id}
+            try:
+                platform.record("rollout-overtaken", overtaken, actor=actor, reason="a newer one is queued")
+            except Refused:
+                continue
+    return rollout_id, platform.record("rollout-queued", data, actor=actor, reason=reason), True
