@@ -48,7 +48,7 @@ def _from_spec() -> str | None:
 
 
 class Api:
-    """Requests to one server; every failure is a LoraOpsError. `now` is the server's clock when it answered."""
+    """Requests to one server; every failure is a LoraOpsError. `now` is the server's clock at its answer."""
 
     def __init__(self, url: str) -> None:
         token = os.environ.get("LORA_OPS_TOKEN")
@@ -62,6 +62,10 @@ class Api:
             # This machine's own server is never behind the environment's proxy.
             trust_env=httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1"),
         )
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
 
     def get(self, path: str, **query: Any) -> Json:
         """GET below `/api`; query values that are None are left out."""

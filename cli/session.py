@@ -68,6 +68,11 @@ class Session:
 
         return Api(server_url(self.server))
 
+    def close(self) -> None:
+        """Close the client, if it was opened."""
+        if "api" in self.__dict__:
+            self.api.close()
+
     def emit(self, document: Mapping[str, Any], lines: Iterable[str], ids: Iterable[str] = ()) -> None:
         """The command's answer on stdout: one JSON document, or ids, or lines for people."""
         if self.as_json:
@@ -121,7 +126,10 @@ def with_session(function: Callable[..., Any], shared: frozenset[str]) -> Callab
     @functools.wraps(function)
     def command(**arguments: Any) -> Any:
         session = Session(**{name: arguments.pop(name) for name, _, _ in chosen})
-        return function(session=session, **arguments)
+        try:
+            return function(session=session, **arguments)
+        finally:
+            session.close()
 
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
