@@ -53,7 +53,7 @@ class Attempt:
 
 
 def attempts_of(starts: Iterable[Start], samples: Iterable[Sample]) -> dict[AttemptKey, Attempt]:
-    """Every attempt that started or left a sample: an image that cannot be pulled leaves no start."""
+    """By key, in its order: what started or left a sample (an image that cannot be pulled has no start)."""
     first: dict[AttemptKey, Start] = {}
     for start in starts:
         first[start.key] = min(first.get(start.key, start), start, key=_text)
@@ -185,7 +185,7 @@ def _pairs(metric: Metric, limit: float, ours: Iterable[Attempt], others: Iterab
 
 def _probes(attempts: Iterable[Attempt]) -> dict[str, Sample]:
     halves: dict[str, Sample] = {}
-    for attempt in sorted(attempts, key=lambda a: a.key):
+    for attempt in attempts:
         if attempt.probe is not None and attempt.facts is not None:
             halves.setdefault(attempt.probe, attempt.facts)
     return halves
