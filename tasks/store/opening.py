@@ -33,7 +33,8 @@ def open_store(
     A folder is made on demand. `memory://name` is one store in a process, `memory://` a new one each time.
     Credentials come from the SDK's usual environment or from `credentials_block`, the name of a prefect-aws
     block (`aws-credentials/x`, `minio-credentials/x` or just `x`). `options` go to obstore as they are.
-    `prove`: check that create-only is honoured. Raises ConfigError for a URL that cannot be, StoreUnavailable, StoreLies.
+    `prove`: check that create-only is honoured. Raises ConfigError for a URL that cannot be,
+    StoreUnavailable, StoreLies.
     """
     scheme, separator, rest = url.partition("://")
     store: Store

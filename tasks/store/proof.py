@@ -33,8 +33,8 @@ def prove_create_only(store: Store, again: bool = False) -> None:
     if not honest:
         raise StoreLies(
             f"The store {store.url} does not honour create-only writes: a second writer was let in.",
-            "Two writers could own the same decision: a rollout promoted and rolled back at once. Use a store that"
-            " honours `If-None-Match: *` (AWS S3, GCS, Azure, a recent MinIO) or a local folder, and check that no"
-            " proxy in front of it drops that header.",
+            "Two writers could own the same decision: a rollout promoted and rolled back at once. Use a store"
+            " that honours `If-None-Match: *` (AWS S3, GCS, Azure, a recent MinIO) or a folder, and see that"
+            " no proxy drops that header.",
         )
     _proven.add(store.url)
