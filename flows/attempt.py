@@ -28,9 +28,9 @@ from lora_ops.request import Attempt as Record
 from lora_ops.request import Order
 from lora_ops.state import Rollout, Track
 from tasks import home
-from tasks.bundle import running_digest
 from tasks.child import TrainerChild
 from tasks.datasets import download_folder, fetch_dataset, newest_checkpoint, upload_folder
+from tasks.source_tree import digest_of_running
 
 POLL_S = 0.2
 BEAT_S = 2.0
@@ -91,7 +91,12 @@ class Attempt:
         self.admit(record, order)
         config, resume = self.prepare(order)
         child = TrainerChild(
-            config, self.output, self.folder / "log.txt", self.root, resume=resume, cache=home.cache(self.home)
+            config,
+            self.output,
+            self.folder / "log.txt",
+            self.root,
+            resume=resume,
+            cache=home.cache(self.home),
         )
         try:
             code = await self.follow(child, record, order)
@@ -114,7 +119,7 @@ class Attempt:
 
     def check_code(self, record: Record) -> None:
         """The digest of the code that really runs must be the record's (design: What Prefect gives)."""
-        found = running_digest(self.root)
+        found = digest_of_running(flows.__file__, self.root / "trainer" / "__init__.py")
         if found != record.digest:
             message = f"This process runs {found}, but the attempt is pinned to {record.digest}."
             self.sample(record, cause="wrong_code", message=message)
@@ -124,7 +129,9 @@ class Attempt:
     def admit(self, record: Record, order: Order) -> None:
         """The first write, and the lease: a canary that may not start any more goes to stable."""
         rollout = self.active_rollout(record)
-        if record.track is Track.CANARY and not self.may_run(record, rollout, self.platform.clock.now().latest):
+        if record.track is Track.CANARY and not self.may_run(
+            record, rollout, self.platform.clock.now().latest
+        ):
             self.supersede(record)
         key = keys.start(record.rollout, record.cloud, record.track.value, self.request, self.n)
         document = {
@@ -173,9 +180,7 @@ class Attempt:
         text = self.store.get(keys.request_config(self.request)).data.decode()
         document = yaml.safe_load(text)
         if order.dataset and order.dataset_digest:
-            where = fetch_dataset(
-                self.store, order.dataset, order.dataset_digest, home.datasets(self.home)
-            )
+            where = fetch_dataset(self.store, order.dataset, order.dataset_digest, home.datasets(self.home))
             for key in ("train_data_dir", "metadata_path"):
                 if document.get(key) is not None:
                     document[key] = str(where / document[key])
@@ -372,7 +377,9 @@ class Attempt:
         try:
             self.platform.record_request(self.request, kind, data)
         except Refused as refusal:
-            raise Outcome("Superseded", f"It was given up before it could publish: {refusal.message}") from None
+            raise Outcome(
+                "Superseded", f"It was given up before it could publish: {refusal.message}"
+            ) from None
 
 
 def _bytes(document: dict[str, Any]) -> bytes:

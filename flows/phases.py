@@ -158,7 +158,9 @@ class Lead:
             revision = bundle.revision
         state = self.platform.state()
         if all(state.clouds[name].stable == release for name in rollout.clouds):
-            raise LoraOpsError(f"{release} is stable on every cloud already.", "There is nothing to roll out.")
+            raise LoraOpsError(
+                f"{release} is stable on every cloud already.", "There is nothing to roll out."
+            )
         self.record("built", {"release": release, "revision": revision})
 
     async def self_check(self, rollout: Rollout) -> None:
@@ -227,9 +229,11 @@ def _watch_name(rollout: Rollout) -> str:
         weights = sorted({rollout.clouds[name].weight for name in rollout.wave_clouds})
         shown = "/".join(f"{weight}%" for weight in weights)
         return f"canary {shown} on {', '.join(rollout.wave_clouds)}"
-    return {Phase.AWAITING_APPROVAL: "wait for approval", Phase.PROMOTING: "verify", Phase.HOLDING: "hold"}.get(
-        rollout.phase, rollout.phase.value
-    )
+    return {
+        Phase.AWAITING_APPROVAL: "wait for approval",
+        Phase.PROMOTING: "verify",
+        Phase.HOLDING: "hold",
+    }.get(rollout.phase, rollout.phase.value)
 
 
 def _named(rollout: Rollout) -> str:
@@ -241,5 +245,3 @@ def _api_url() -> str:
     from prefect.settings import get_current_settings
 
     return str(get_current_settings().api.url or "http://127.0.0.1:4200/api")
-
-

@@ -43,7 +43,9 @@ class Prober:
         pairs = any(gate.metric in RATIOS for gate in rollout.policy.gates)
         submitted = 0
         for cloud in rollout.wave_clouds:
-            pending = [each for each in self.open.get(cloud, []) if self.platform.request(each).result is None]
+            pending = [
+                each for each in self.open.get(cloud, []) if self.platform.request(each).result is None
+            ]
             while len(pending) < policy.parallel * (2 if pairs else 1):
                 n = self.next_n.get(cloud, 0)
                 if n >= policy.max_per_cloud:

@@ -1,8 +1,9 @@
 """What the reconciler does next with one request: a pure decision from its journal and what is seen.
 
 A canary attempt that fails costs its user nothing: the trainer's or the platform's fault means another
-attempt on stable, no capacity means another cloud, the user's fault is final at once. Durations are in
-seconds on the reconciler's own monotonic clock.
+attempt on stable, no capacity means another cloud, the user's fault is final at once if stable says so (a
+canary that wrongly blames its users must not cost them, so its verdict is asked again of stable). Durations
+are in seconds on the reconciler's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from lora_ops.state import Track
 
 ABANDON_AFTER_S = 60.0
 MOST_ATTEMPTS = 24  # superseded ones included: a bound on moving about
+MOST_SPILLS = 4  # then it waits its turn: a long queue everywhere must not use its attempts up
 FINAL_CAUSES = frozenset({"user_error"})
 
 
@@ -51,12 +53,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is seen of the attempt under way. `run_for_s`: how long its run has been in that state."""
+    """What is seen of the attempt under way. `run_for_s`: how long its run has been in
+    that state. `said`: the cause that the attempt told through Prefect when it could not reach the store."""
 
     marker_age_s: float = 0.0
     run: Run = Run.UNKNOWN
     run_for_s: float = 0.0
     run_detail: str = ""
+    said: str | None = None
     started: bool = False
     heartbeat_age_s: float | None = None
     worker: Worker = Worker.UNKNOWN
@@ -129,12 +133,16 @@ def _between(request: RequestState) -> Action:
         return Finish(ResultState.CANCELLED, "cancelled", "Cancelled on request.")
     if last is None:
         return StartAttempt()
-    if last.state is AttemptState.FAILED and last.cause in FINAL_CAUSES:
+    on_stable = last.track is Track.STABLE
+    if on_stable and last.state is AttemptState.FAILED and last.cause in FINAL_CAUSES:
         return Finish(ResultState.FAILED, last.cause, last.message)
     if order.probe is not None:
         state = ResultState.CANCELLED if last.state is AttemptState.SUPERSEDED else ResultState.FAILED
         return Finish(state, last.cause, last.message)
-    failures = sum(each.state in (AttemptState.FAILED, AttemptState.LOST) for each in attempts)
+    failures = sum(
+        each.track is Track.STABLE and each.state in (AttemptState.FAILED, AttemptState.LOST)
+        for each in attempts
+    )
     if failures >= order.max_attempts or len(attempts) >= MOST_ATTEMPTS:
         return Finish(
             ResultState.FAILED, last.cause, f"{len(attempts)} attempts failed; the last: {last.message}"
@@ -163,7 +171,8 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
         case Run.NONE:
             return CreateRun()
         case Run.WAITING:
-            if sight.run_for_s > limits.spill_after_s and sight.other_cloud_open:
+            spills = sum(each.cause == "no_capacity" for each in request.attempts)
+            if sight.run_for_s > limits.spill_after_s and sight.other_cloud_open and spills < MOST_SPILLS:
                 return EndAttempt(
                     AttemptState.SUPERSEDED,
                     "no_capacity",
@@ -185,8 +194,10 @@ def _running(sight: Sight, limits: Limits) -> Action:
         if sight.run_for_s > limits.start_deadline_s:
             return _silent(sight, "exit_before_contact", "It runs, but never made contact with the store.")
         return Nothing()
-    age = sight.heartbeat_age_s
-    if age is not None and age > limits.heartbeat_deadline_s:
+    age, deadline = sight.heartbeat_age_s, limits.heartbeat_deadline_s
+    if age is None:  # it started and was never heard of since
+        age, deadline = sight.run_for_s, limits.start_deadline_s + limits.heartbeat_deadline_s
+    if age > deadline:
         return _silent(sight, "no_heartbeat", f"No heartbeat for {age:.0f} s.")
     return Nothing()
 
@@ -200,6 +211,8 @@ def _ended(sight: Sight, limits: Limits) -> Action:
     if sight.worker is Worker.UNKNOWN and sight.run_for_s < limits.worker_verdict_s:
         return Nothing()
     told = f" Prefect: {sight.run_detail}" if sight.run_detail else ""
+    if sight.said is not None:
+        return _lost(sight.said, f"Its process could not reach the store.{told}")
     if sight.started:
         return _silent(sight, "no_heartbeat", f"Its process ended without a result.{told}")
     return _silent(sight, "exit_before_contact", f"Its process ended before it made contact.{told}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,8 @@ from lora_ops.rollout import apply
 from lora_ops.routing import Fleet
 from lora_ops.state import AppState, Rollout
 from tasks.clock import StoreClock
-from tasks.journal import Entry, Journal
+from tasks.journal import Document, Entry, Journal
 from tasks.store.base import Store
-
-READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ class Platform:
     ) -> AppState:
         """Journal one decision. Raises Refused when it does not hold any more."""
 
-        def event(entry: Entry | None) -> dict[str, Any]:
+        def event(_: Document | None, entry: Entry | None) -> Document:
             state = _app_state(self.app, entry)
             after = apply(state, kind, data, state.seq + 1)
             return _document(kind, data, actor or self.actor, reason, evidence, after.seq, after.dump())
@@ -113,7 +111,7 @@ class Platform:
     ) -> RequestState:
         """Journal one event of a request. Raises Refused when it does not fit any more."""
 
-        def event(entry: Entry | None) -> dict[str, Any]:
+        def event(_: Document | None, entry: Entry | None) -> Document:
             state = _request_state(request_id, entry)
             after = apply_request(state, kind, data, state.seq + 1)
             return _document(kind, data, actor or self.actor, reason, None, after.seq, after.dump())
@@ -175,9 +173,10 @@ class Platform:
 
     # --- helpers ---
 
-    def _append(self, journal: Journal, event: Any) -> Entry:
+    def _append(self, journal: Journal, event: Callable[[Document | None, Entry | None], Document]) -> Entry:
         with self._lock:
-            entry: Entry = journal.decide(event)
+            entry = journal.decide(event)
+            assert entry is not None  # an event is always made, or Refused is raised
             return entry
 
     def _request_journal(self, request_id: str) -> Journal:
@@ -208,7 +207,7 @@ def _document(
     evidence: Mapping[str, Any] | None,
     seq: int,
     state: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> Document:
     return {
         "schema_version": SCHEMA_VERSION,
         "id": secrets.token_hex(12),

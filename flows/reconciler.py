@@ -1,0 +1,84 @@
+"""The reconciler: a stateless loop that brings every open request to its result and keeps a rollout led.
+
+Any number of them may run; the create-only put decides. What it remembers only saves work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from flows.open_requests import OpenRequests
+from flows.supervision import Supervision
+from lora_ops.errors import LoraOpsError
+from lora_ops.spec import PlatformSpec
+from tasks.platform import Platform
+from tasks.prefect_api import PrefectApi
+
+log = logging.getLogger("lora_ops.reconciler")
+
+HEALTH_EVERY_S = 5.0
+
+
+class Reconciler:
+    """`tick()` once, or `start()` a thread that ticks every `every_s` seconds until `stop()`."""
+
+    def __init__(
+        self, platform: Platform, prefect: PrefectApi, spec: PlatformSpec, base: Path, every_s: float = 1.0
+    ) -> None:
+        self.platform = platform
+        self.prefect = prefect
+        self.spec = spec
+        self.every_s = every_s
+        self._health: dict[str, bool] = {}
+        self._health_at = 0.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.requests = OpenRequests(platform, prefect, spec, base)
+        self.supervision = Supervision(platform, prefect)
+
+    def health(self) -> dict[str, bool]:
+        """Whether each cloud has a live worker, as far as Prefect could be asked."""
+        return dict(self._health)
+
+    def tick(self) -> None:
+        """One pass. A store or Prefect that does not answer is tried again at the next."""
+        self._look_at_workers()
+        for act in (self.supervision.tick, lambda: self.requests.tick(self._health)):
+            try:
+                act()
+            except LoraOpsError as error:
+                log.warning("%s %s", error.message, error.hint)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def run_url(self, request_id: str, n: int) -> str | None:
+        """The attempt's page in Prefect's UI, when this process has seen its run."""
+        run_id = self.requests.run_id(request_id, n)
+        return self.prefect.ui_url(run_id) if run_id else None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            try:
+                self.tick()
+            except Exception:
+                log.exception("the reconciler's turn failed; the next one tries again")
+
+    def _look_at_workers(self) -> None:
+        if time.monotonic() < self._health_at:
+            return
+        self._health_at = time.monotonic() + HEALTH_EVERY_S
+        try:
+            for name in self.spec.clouds:
+                self._health[name] = any(status == "ONLINE" for _, status in self.prefect.workers(name))
+        except LoraOpsError as error:
+            log.warning("%s", error.message)
