@@ -115,13 +115,13 @@ def _attempt(key: AttemptKey, start: Start | None, base: Sample | None, late: Sa
     last = _last(base, late)
     outcome = Outcome.RUNNING if last is None else last.outcome
     reached = [facts for facts in (base, last) if facts is not None and facts.reached]
-    named = start or base or late
-    assert named is not None
+    known = [fact for fact in (start, base, late) if fact is not None]
+    named = known[0]
     return Attempt(
         key=key,
         cloud=named.cloud,
         digest=named.digest,
-        probe=named.probe,
+        probe=next((fact.probe for fact in known if fact.probe is not None), None),
         outcome=outcome,
         facts=reached[0] if reached and outcome is not Outcome.UNCOUNTED else None,
     )

@@ -134,6 +134,12 @@ def test_a_pair_is_one_sample(metric: Metric, canary: dict[str, Any], stable: di
     assert count(metric, 1.2, attempts_of([], pair), NEW, "east")[1] is None
 
 
+def test_a_start_or_sample_without_its_marker_still_makes_a_pair() -> None:
+    pair = [good("a", probe="x/1", loss=2.0), good("b", digest=OLD, loss=1.0)]
+    starts = [start("a"), start("b", digest=OLD, probe="x/1")]
+    assert counts(starts, pair, Metric.LOSS_RATIO, 1.2) == Counts(1, 1, 1, 1)
+
+
 def test_both_halves_of_a_pair_count_for_error_rate() -> None:
     pair = [good("a", probe="x/1"), bad("b", digest=OLD, probe="x/1")]
     assert count(Metric.ERROR_RATE, 0.05, attempts_of([], pair), NEW, "east") == (
