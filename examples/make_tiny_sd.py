@@ -1,0 +1,45 @@
+"""Write a small Stable Diffusion pipeline with the real CLIP vocabulary: `python examples/make_tiny_sd.py OUT`.
+
+Real diffusers and transformers classes, random weights, the same bytes each time. It shows the machinery, it
+paints nothing. An OUT that is there already is left as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from trainer.models.clip_vocab import vocabulary_file
+from trainer.tiny import make_sd
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: python examples/make_tiny_sd.py OUT", file=sys.stderr)
+        return 2
+    out = Path(sys.argv[1])
+    if (out / "model_index.json").is_file():
+        print(out)
+        return 0
+    vocabulary = vocabulary_file()
+    if vocabulary is None:
+        print("error: the CLIP vocabulary is missing. pip install --no-deps open-clip-torch", file=sys.stderr)
+        return 1
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        make_sd(made, vocabulary=vocabulary)
+        made.chmod(0o755)
+        made.rename(out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Checkpoints: `checkpoints/step-000100/` holds the adapter, the optimizer and `state.json`, whole or not at all.
+
+A folder is filled under a temporary name, fsynced and renamed; `latest` is written after that. `state.json` holds
+the sha256 of the others, so that a torn copy is known as one. No pickle: a checkpoint from elsewhere runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.cache import fsync_dir, sha256_bytes, sha256_file, write_atomic
+from trainer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
+ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+FORMAT = 1
+_NAME = re.compile(r"^step-(\d{6,})$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint. `step`: optimizer steps done. `identity`: what was trained, see `identity.py`."""
+
+    path: Path
+    step: int
+    identity: dict[str, Any]
+    state: dict[str, Any]
+
+
+def save(
+    output_dir: Path, step: int, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor],
+    identity: Mapping[str, Any], keep_last: int,
+) -> Path:
+    """Write the checkpoint of `step` and drop all but the newest `keep_last` up to it."""
+    from trainer.export.tensor_file import serialize
+
+    parent = output_dir / FOLDER
+    parent.mkdir(parents=True, exist_ok=True)
+    final = parent / f"step-{step:06d}"
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
+    try:
+        files = {ADAPTER: serialize(adapter), OPTIMIZER: serialize(optimizer)}
+        state = {
+            "format": FORMAT, "step": step, "identity": dict(identity),
+            "files": {name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()},
+        }
+        files[STATE] = (json.dumps(state, indent=1, sort_keys=True) + "\n").encode()
+        for name, data in files.items():
+            write_atomic(made / name, data)
+        os.chmod(made, 0o755)
+        fsync_dir(made)
+        _replace(made, final)
+        fsync_dir(parent)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    write_atomic(parent / LATEST, f"{final.name}\n".encode())
+    for old in _steps(parent)[:-keep_last or None]:
+        if old[0] < step:
+            shutil.rmtree(old[1], ignore_errors=True)
+    return final
+
+
+def _replace(made: Path, final: Path) -> None:
+    """Rename; a folder of that name (left by another training) is moved out of the way first."""
+    if final.exists():
+        aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=".old-"))
+        os.replace(final, aside / final.name)
+        os.replace(made, final)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(made, final)
+
+
+def _steps(parent: Path) -> list[tuple[int, Path]]:
+    """(step, folder) by step; leftovers of killed writers have other names."""
+    if not parent.is_dir():
+        return []
+    return sorted((int(m[1]), p) for p in parent.iterdir() if (m := _NAME.match(p.name)) and p.is_dir())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint folder `path`. Raises CheckpointError if it is not a whole one."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise CheckpointError(f"The checkpoint {path} has format {state['format']}; this trainer reads {FORMAT}.")
+        for name, known in state["files"].items():
+            file = path / Path(name).name
+            if file.stat().st_size != known["size"] or sha256_file(file) != known["sha256"]:
+                raise CheckpointError(f"The checkpoint {path} is torn: {name} is not what was written.")
+        if {ADAPTER, OPTIMIZER} - set(state["files"]):
+            raise CheckpointError(f"The checkpoint {path} is torn: it lacks its weights.")
+        return Checkpoint(path, int(state["step"]), dict(state["identity"]), state)
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name
+        raise CheckpointError(f"The checkpoint {path} is torn: {missing} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The checkpoint {path} is torn: {STATE} cannot be read ({error}).") from None
+
+
+def find(
+    output_dir: Path, resume: str, identity: Mapping[str, Any]
+) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, and what was refused on the way, by name.
+
+    `resume` is `never`, `auto` (the newest whole one in `output_dir` that belongs to this training) or a path: of a
+    checkpoint, or of a folder that holds some. Raises CheckpointError when a path was given and cannot be used.
+    """
+    if resume == "never":
+        return None, []
+    given = None if resume == "auto" else Path(resume).expanduser()
+    if given is not None and not given.is_dir():
+        raise CheckpointError(f"No checkpoint at {given}.", "Correct the path, or use resume: auto.")
+    if given is not None and (given / STATE).exists():
+        candidates = [given]
+    else:
+        parents = [output_dir / FOLDER] if given is None else [given / FOLDER, given]
+        candidates = [path for parent in parents for _, path in reversed(_steps(parent))]
+    refused: list[str] = []
+    for path in candidates:
+        try:
+            checkpoint = load(path)
+        except CheckpointError as error:
+            refused.append(error.message)
+            continue
+        if differing := differences(checkpoint.identity, identity):
+            refused.append(f"The checkpoint {path} belongs to another training: {', '.join(differing)}.")
+            continue
+        return checkpoint, refused
+    if given is not None:
+        raise CheckpointError(refused[0] if refused else f"{given} holds no checkpoint.",
+                              "Name another one, or use resume: never to start anew.")
+    return None, refused
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was x, is y` for each key that both know and that differs (another release may know more keys)."""
+    return [
+        f"{key} was {then[key]}, is {now[key]}" for key in sorted(set(then) & set(now)) if then[key] != now[key]
+    ]

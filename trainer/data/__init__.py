@@ -1,0 +1,17 @@
+"""Datasets: read, checked before step 0, and named by content. Imports no torch."""
+
+from trainer.data.check import check_dataset
+from trainer.data.digest import dataset_digest, dataset_files, dataset_manifest, relocate
+from trainer.data.report import ChatItem, DatasetReport, ImageItem, Problem
+
+__all__ = [
+    "ChatItem",
+    "DatasetReport",
+    "ImageItem",
+    "Problem",
+    "check_dataset",
+    "dataset_digest",
+    "dataset_files",
+    "dataset_manifest",
+    "relocate",
+]

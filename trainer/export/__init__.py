@@ -1,0 +1,1 @@
+"""Writing adapters in the formats that others read."""

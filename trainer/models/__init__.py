@@ -1,0 +1,1 @@
+"""The model families, each one module behind the contract of `base`. Importing this imports no torch."""

@@ -1,0 +1,130 @@
+"""Stable Diffusion 1.x: a LoRA on the UNet, trained on cached latents and cached text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data import DatasetReport, ImageItem
+from trainer.errors import ConfigError
+from trainer.export import diffusers as diffusers_file
+from trainer.export import kohya
+from trainer.fast_imports import lean_imports
+from trainer.lora import extract, inject
+from trainer.losses import add_noise, alphas_cumprod, snr_weight, target
+from trainer.models.base import Family, Setup
+from trainer.models.sd_encode import encode_captions, encode_images
+from trainer.models.sd_parts import Parts, parts_of
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+"""The 192 modules of SD 1.5 that kohya's networks.lora trains."""
+
+
+class StableDiffusion(Family):
+    """Latents are cached as (mean, std), so that every step still samples the VAE's posterior."""
+
+    unit = "images"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.parts: Parts = parts_of(setup)
+        self.unet_config: dict[str, Any] = self.parts.config("unet")
+        self.vae_config: dict[str, Any] = self.parts.config("vae")
+        scheduler = self.parts.config("scheduler")
+        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
+        self.alphas = alphas_cumprod(scheduler).to(setup.device)
+        self._check_resolution()
+        self.items: list[ImageItem] = []
+        self.latents: list[list[Tensor]] = []
+        self.texts: dict[str, Tensor] = {}
+        self.unet: Any = None
+
+    def _check_resolution(self) -> None:
+        vae, unet = (len(c["block_out_channels"]) - 1 for c in (self.vae_config, self.unet_config))
+        multiple = 2 ** (vae + unet)
+        if self.config.resolution % multiple:
+            raise ConfigError([f"`resolution` is {self.config.resolution}: this model wants a multiple of {multiple}."])
+
+    def prepare(self, report: DatasetReport) -> int:
+        self.items = [item for item in report.items if isinstance(item, ImageItem)]
+        flips = (False, True) if self.config.flip else (False,)
+        self.latents = encode_images(self.parts, self.items, flips)
+        captions = [item.caption for item in self.items]
+        if self.config.caption_dropout:
+            captions.append("")
+        self.texts, truncated = encode_captions(self.parts, captions)
+        if truncated:
+            report.warnings.append(
+                f"{len(truncated)} captions are longer than 75 tokens and were cut (the first: {truncated[0][:60]!r}); "
+                "put what matters first."
+            )
+        return len(self.items)
+
+    def build(self) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+        with lean_imports():
+            self.unet = self.parts.load_unet()
+        config = self.config
+        targets = TARGETS if config.target_modules == "auto" else list(config.target_modules)
+        parameters = inject(
+            self.unet, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
+        )
+        self.unet.to(self.setup.device).train()
+        return self.unet, parameters
+
+    def units(self, batch: Sequence[int]) -> int:
+        return len(batch)
+
+    def loss(self, batch: Sequence[int], rng: torch.Generator) -> Tensor:
+        device, config = self.setup.device, self.config
+        stacked = torch.stack([self._draw_latent(index, rng) for index in batch])
+        texts = torch.stack([self._draw_text(index, rng) for index in batch])
+        clean = stacked.to(device) * float(self.vae_config.get("scaling_factor", 0.18215))
+        noise = torch.randn(clean.shape, generator=rng)
+        if config.noise_offset:
+            noise += config.noise_offset * torch.randn((*clean.shape[:2], 1, 1), generator=rng)
+        steps = torch.randint(0, len(self.alphas), (len(batch),), generator=rng).to(device)
+        noise, alpha = noise.to(device), self.alphas[steps]
+        noisy = add_noise(clean, noise, alpha)
+        with torch.autocast(device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
+            predicted = self.unet(noisy.to(self.setup.dtype), steps, texts.to(device, self.setup.dtype)).sample
+        error = (predicted.float() - target(clean, noise, alpha, self.prediction)) ** 2
+        each = error.mean(dim=(1, 2, 3))
+        if config.min_snr_gamma is not None:
+            each = each * snr_weight(alpha, config.min_snr_gamma, self.prediction)
+        return each.sum()
+
+    def _draw_latent(self, index: int, rng: torch.Generator) -> Tensor:
+        variants = self.latents[index]
+        choice = int(torch.randint(len(variants), (), generator=rng)) if len(variants) > 1 else 0
+        mean, std = variants[choice]
+        return mean + std * torch.randn(mean.shape, generator=rng)
+
+    def _draw_text(self, index: int, rng: torch.Generator) -> Tensor:
+        share = self.config.caption_dropout
+        dropped = share > 0 and float(torch.rand((), generator=rng)) < share
+        return self.texts["" if dropped else self.items[index].caption]
+
+    def sources(self, batch: Sequence[int]) -> list[str]:
+        return [self.items[index].name for index in batch]
+
+    def export(self, folder: Path) -> list[Path]:
+        adapter = extract(self.unet)
+        name = folder.absolute().name
+        written = [diffusers_file.save(folder, {"unet": adapter})]
+        meta = kohya.metadata(
+            adapter, name=name, resolution=self.config.resolution, prediction=self.prediction,
+            captions=[item.caption for item in self.items],
+            extra={
+                "ss_learning_rate": str(self.config.learning_rate),
+                "ss_seed": str(self.config.seed),
+                "ss_num_train_images": str(len(self.items)),
+                "ss_sd_model_hash": self.setup.base_digest[:8],
+                "ss_sd_model_name": self.setup.base.path.name,
+            },
+        )
+        kohya.save(folder / f"{name}.safetensors", kohya.to_kohya("unet", adapter), meta)
+        return [*written, folder / f"{name}.safetensors"]
