@@ -7,7 +7,7 @@ import re
 from lora_ops.errors import UsageError
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
-_SHAPE = re.compile(r"^[a-z]{2,8}-[0-9a-hjkmnp-tv-z]{15}$")
+_SHAPE = re.compile(r"[a-z]{2,8}-[0-9a-hjkmnp-tv-z]{15}")
 
 REQUEST = "req"
 ROLLOUT = "roll"
@@ -20,7 +20,7 @@ def new_id(prefix: str, epoch_s: float, random_bits: int) -> str:
 
 def check_id(text: str, what: str = "id") -> str:
     """The id itself; UsageError when it could not be one (it becomes part of a store's key)."""
-    if not _SHAPE.match(text):
+    if not _SHAPE.fullmatch(text):
         raise UsageError(f"`{text}` is not a {what}.", "Ids look like `req-06dk3v9z1q7a4bc`.")
     return text
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from lora_ops import SCHEMA_VERSION
 from lora_ops.errors import Refused
-from lora_ops.state import Model, Track
+from lora_ops.state import Model, Track, misfit
 
 
 class AttemptState(StrEnum):
@@ -109,15 +109,20 @@ class RequestState(Model):
 
 
 def apply_request(state: RequestState, kind: str, data: Mapping[str, Any], seq: int) -> RequestState:
-    """The request's state after an event, or Refused."""
+    """The request's state after an event, or Refused (also for data that are not of its shape)."""
     if seq != state.seq + 1:
         raise Refused(f"event {seq} cannot follow event {state.seq} of request {state.id}.")
     if state.result is not None:
         raise Refused(f"request {state.id} has its result: {state.result.state.value}.")
     if (state.order is None) != (kind in ("submitted", "abandoned")):
         raise Refused(f"`{kind}` does not fit request {state.id} at this point.")
-    changed = _apply(state, kind, data, seq)
-    return changed.model_copy(update={"seq": seq})
+    try:
+        changed = _apply(state, kind, data, seq)
+        return RequestState.model_validate({**changed.model_dump(), "seq": seq})
+    except (KeyError, TypeError, ValidationError) as error:
+        raise Refused(
+            f"the data of this `{kind}` of request {state.id} do not fit it: {misfit(error)}."
+        ) from error
 
 
 def _apply(state: RequestState, kind: str, data: Mapping[str, Any], seq: int) -> RequestState:
@@ -132,7 +137,10 @@ def _apply(state: RequestState, kind: str, data: Mapping[str, Any], seq: int) ->
         case "attempt-started":
             if state.current is not None:
                 raise Refused(f"attempt {state.current.n} of {state.id} is under way.")
-            attempt = Attempt.model_validate({**data, "n": len(state.attempts) + 1, "seq": seq})
+            if state.cancel:
+                raise Refused(f"request {state.id} is to be cancelled.")
+            fresh = {"n": len(state.attempts) + 1, "seq": seq, "state": AttemptState.OPEN, "ended_seq": None}
+            attempt = Attempt.model_validate({**data, **fresh})
             return state.model_copy(update={"attempts": (*state.attempts, attempt)})
         case "attempt-failed" | "attempt-lost" | "attempt-superseded":
             ended = AttemptState(kind.removeprefix("attempt-"))
@@ -143,6 +151,8 @@ def _apply(state: RequestState, kind: str, data: Mapping[str, Any], seq: int) ->
                 state = _end_attempt(state, {"n": result.attempt}, AttemptState.SUCCEEDED, seq)
             elif state.current is not None:
                 raise Refused(f"attempt {state.current.n} of {state.id} is under way.")
+            elif result.state is ResultState.ABANDONED:
+                raise Refused(f"request {state.id} was submitted: it cannot be abandoned.")
             return state.model_copy(update={"result": result})
         case _:
             raise Refused(f"`{kind}` is not an event of a request.")

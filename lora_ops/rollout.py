@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from lora_ops.errors import NotFoundError, Refused, nearest
 from lora_ops.state import (
     AppState,
@@ -21,6 +23,7 @@ from lora_ops.state import (
     Queued,
     Rollout,
     Source,
+    misfit,
 )
 
 KEEP_FINISHED = 20
@@ -31,13 +34,21 @@ _RULES: dict[str, Rule] = {}
 
 
 def apply(state: AppState, kind: str, data: Data, seq: int) -> AppState:
-    """The state after event `kind` at journal position `seq` (which must be `state.seq + 1`)."""
+    """The state after event `kind` at journal position `seq` (which must be `state.seq + 1`).
+
+    Raises Refused, also for data that are not of this event's shape; NotFoundError for an unknown name.
+    """
     if seq != state.seq + 1:
         raise Refused(f"event {seq} cannot follow event {state.seq}", "Read the journal again.")
     rule = _RULES.get(kind)
     if rule is None:
         raise Refused(f"`{kind}` is not an event of this version.", nearest(kind, _RULES))
-    return rule(state, data, seq).model_copy(update={"seq": seq})
+    try:
+        after = rule(state, data, seq)
+        # Validated anew: what the event carries is exactly what a reader of the journal gets from it.
+        return AppState.model_validate({**after.model_dump(), "seq": seq})
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise Refused(f"the data of this `{kind}` do not fit it: {misfit(error)}.") from error
 
 
 def replay(app: str, events: list[tuple[str, Data]]) -> AppState:
@@ -89,6 +100,8 @@ def _undrained(state: AppState, data: Data, seq: int) -> AppState:
 
 @_rule("rollout-queued")
 def _queued(state: AppState, data: Data, seq: int) -> AppState:
+    _unused(state, data["id"])
+    _need(all(entry.id != data["id"] for entry in state.queue), f"rollout {data['id']} is queued already")
     entry = Queued(
         id=data["id"],
         source=Source.model_validate(data["source"]),
@@ -113,16 +126,10 @@ def _started(state: AppState, data: Data, seq: int) -> AppState:
             f"Watch it with `lora-ops rollout watch {state.rollout.id}`, end it with "
             f"`lora-ops rollout abort {state.rollout.id}`, or wait behind it with `--queue`.",
         )
+    _unused(state, data["id"])
     policy = Policy.model_validate(data["policy"])
-    named = [name for wave in policy.waves for name in wave]
-    for name in named:
-        _cloud(state, name)
-    if not named or len(set(named)) != len(named):
-        raise Refused(
-            "a rollout needs every cloud once in its waves.", "Mend `rollout.waves` in lora-ops.yaml."
-        )
     clouds = {
-        name: CloudRollout(wave=number, plan=policy.plans[name], before=state.clouds[name].stable)
+        name: CloudRollout(wave=number, plan=policy.plans[name], before=_cloud(state, name).stable)
         for number, wave in enumerate(policy.waves)
         for name in wave
     }
@@ -150,7 +157,11 @@ def _validated(state: AppState, data: Data, seq: int) -> AppState:
 @_rule("built")
 def _built(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.BUILDING)
-    return _with(state, rollout, release=data["release"], revision=data.get("revision"))
+    release = data["release"]
+    _need(bool(release), "the event names no release")
+    # A flow that builds again must not put another release behind a self-check that it never passed.
+    _need(rollout.release in (None, release), f"{rollout.release} is built already")
+    return _with(state, rollout, release=release, revision=data.get("revision"))
 
 
 @_rule("self-checked")
@@ -174,12 +185,13 @@ def _distributed(state: AppState, data: Data, seq: int) -> AppState:
 def _step_started(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.BUILDING, Phase.CANARYING, Phase.PROMOTING)
     wave, step = data["wave"], data["step"]
+    _need(not rollout.paused, "the rollout is paused")
     if rollout.phase is Phase.BUILDING:
         _need(rollout.distributed and (wave, step) == (0, 0), "the release is not on every cloud yet")
     elif rollout.phase is Phase.CANARYING:
         _need((wave, step) == (rollout.wave, rollout.step + 1), "steps go up one by one")
         _need(step <= rollout.last_step, "the plan has no such step")
-        _need(not rollout.paused, "the rollout is paused")
+        _need(not rollout.forced, "the wave is to be promoted by hand")
     else:
         _need((wave, step) == (rollout.wave + 1, 0), "waves go up one by one")
         _need(wave < len(rollout.policy.waves), "there is no such wave")
@@ -190,14 +202,14 @@ def _step_started(state: AppState, data: Data, seq: int) -> AppState:
         else cloud
         for name, cloud in rollout.clouds.items()
     }
-    return _with(
-        state, moved, clouds=clouds, phase=Phase.CANARYING, step_seq=seq, phase_seq=seq, approved=False
-    )
+    moved = moved.model_copy(update={"step_seq": seq, "phase_seq": seq, "approved": False, "forced": False})
+    return _with(state, moved, clouds=clouds, phase=Phase.CANARYING)
 
 
 @_rule("approval-requested")
 def _approval_requested(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.CANARYING)
+    _need(not rollout.paused, "the rollout is paused")
     _need(rollout.step == rollout.last_step, "the wave has not finished its plan")
     return _with(state, rollout, phase=Phase.AWAITING_APPROVAL, phase_seq=seq)
 
@@ -215,7 +227,7 @@ def _approved(state: AppState, data: Data, seq: int) -> AppState:
 
 @_rule("promote-forced")
 def _forced(state: AppState, data: Data, seq: int) -> AppState:
-    """A person skips what is left of the plan. The gates of the hold still judge."""
+    """A person skips what is left of the present wave's plan. The gates of the hold still judge."""
     rollout = _active(state, data, Phase.CANARYING, Phase.AWAITING_APPROVAL)
     return _with(state, rollout, forced=True, paused=False)
 
@@ -225,8 +237,8 @@ def _wave_promoted(state: AppState, data: Data, seq: int) -> AppState:
     """The pointer moves: stable is the new release on every cloud of the wave."""
     rollout = _active(state, data, Phase.CANARYING, Phase.AWAITING_APPROVAL)
     _need(data["wave"] == rollout.wave, "another wave is active")
+    _need(not rollout.paused, "the rollout is paused")
     if not rollout.forced:
-        _need(not rollout.paused, "the rollout is paused")
         _need(rollout.step == rollout.last_step, "the wave has not finished its plan")
         _need(not rollout.policy.approval or rollout.approved, "nobody has approved it")
     for name in rollout.wave_clouds:
@@ -244,6 +256,7 @@ def _wave_promoted(state: AppState, data: Data, seq: int) -> AppState:
 @_rule("holding")
 def _holding(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.PROMOTING)
+    _need(not rollout.paused, "the rollout is paused")
     _need(all(cloud.promoted for cloud in rollout.clouds.values()), "a wave is not promoted yet")
     return _with(state, rollout, phase=Phase.HOLDING, phase_seq=seq)
 
@@ -327,6 +340,15 @@ def _active(state: AppState, data: Data, *phases: Phase) -> Rollout:
     return rollout
 
 
+def _unused(state: AppState, rollout_id: str) -> None:
+    """A rollout that is over never starts again, even when its writer asks twice."""
+    ended = next((each for each in state.finished if each.id == rollout_id), None)
+    if ended is not None:
+        raise Refused(f"rollout {rollout_id} is {ended.phase.value} already.")
+    if state.rollout is not None and state.rollout.id == rollout_id:
+        raise Refused(f"rollout {rollout_id} is {state.rollout.phase.value}.")
+
+
 def _need(holds: bool, why_not: str) -> None:
     if not holds:
         raise Refused(f"Not now: {why_not}.", "See `lora-ops rollout show`.")
@@ -374,10 +396,12 @@ def _finish(state: AppState, rollout: Rollout, phase: Phase, data: Data, seq: in
 def _verify(state: AppState, data: Data, verdict: str) -> AppState:
     name, cloud = data["rollout"], data["cloud"]
     if state.rollout is not None and state.rollout.id == name:
-        _need(cloud in state.rollout.clouds, f"cloud {cloud} is not part of rollout {name}")
+        part = state.rollout.clouds.get(cloud)
+        _need(part is not None and part.promoted, f"cloud {cloud} does not run the release of {name}")
         return _with(state, state.rollout, verified={**state.rollout.verified, cloud: verdict})
     for entry in state.finished:
         if entry.id == name:
+            _need(cloud in entry.clouds, f"cloud {cloud} was not part of rollout {name}")
             changed = entry.model_copy(update={"verified": {**entry.verified, cloud: verdict}})
             kept = tuple(changed if e.id == name else e for e in state.finished)
             return state.model_copy(update={"finished": kept})

@@ -88,14 +88,15 @@ def route(
 ) -> Route:
     """Where the request goes. `now`: the pessimistic (latest) store time, seconds since the epoch.
 
-    `canary=False` keeps it on stable; `cloud` is preferred when it is open; `avoid` names clouds that
-    it should not go to (it does, rather than nowhere). Raises ConflictError when no cloud is open.
+    `canary=False` keeps it on stable; `avoid` names clouds that it should not go to (it does, rather than
+    nowhere); `cloud` is preferred when it is open and not to be avoided. Raises ConflictError when no
+    cloud is open.
     """
     lanes = [lane for lane in fleet.lanes if lane.open]
-    if cloud is not None:
-        lanes = [lane for lane in lanes if lane.cloud == cloud] or lanes
     if avoid:
         lanes = [lane for lane in lanes if lane.cloud not in avoid] or lanes
+    if cloud is not None:
+        lanes = [lane for lane in lanes if lane.cloud == cloud] or lanes
     if not lanes:
         raise ConflictError(
             "no cloud can take a request: all are drained or unhealthy.",
@@ -131,4 +132,5 @@ def _hash(salt: str, what: str, request_id: str) -> int:
 
 
 def _score(lane: Lane, request_id: str) -> float:
-    return -lane.share / log((_hash("cloud", lane.cloud, request_id) + 0.5) / _SPACE)
+    # 52 bits: the greatest hash, too, stays below 1 as a float, and its logarithm below 0.
+    return -lane.share / log(((_hash("cloud", lane.cloud, request_id) >> 12) + 0.5) / 2.0**52)

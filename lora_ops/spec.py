@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from lora_ops import yaml_lines
-from lora_ops.errors import nearest
+from lora_ops.errors import UsageError, nearest
 from lora_ops.gates.counts import Metric
 from lora_ops.gates.verdict import GateSpec
 from lora_ops.reconcile import Limits
-from lora_ops.state import Policy, Probes
+from lora_ops.state import Plan, Policy, Probes, check_plan
 from lora_ops.units import fraction, seconds
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def _name(text: str) -> str:
+    """A name becomes part of keys, pools and queues."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"`{text}` is not a name; write 1 to 40 of a-z, 0-9 and - (not first or last)")
+    return text
+
+
+def _no_bool(value: object) -> object:
+    """`yes` is a boolean to YAML, and a boolean a number to pydantic."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+    return value
+
+
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError("it lies between 0% and 100%, usually 30%")
+    return value
+
+
+def _confidence(value: float) -> float:
+    if not 0.5 <= value < 1:
+        raise ValueError("a confidence lies between 50% and 100%, usually 99%")
+    return value
+
 
 Seconds = Annotated[float, BeforeValidator(seconds)]
 Fraction = Annotated[float, BeforeValidator(fraction)]
-Weight = Annotated[int, Field(ge=0, le=100)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+Share = Annotated[Fraction, AfterValidator(_share)]
+Confidence = Annotated[Fraction, AfterValidator(_confidence)]
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
+Name = Annotated[str, AfterValidator(_name)]
 
 #: Metrics whose limit is a share or a duration; the others compare canary with stable.
 SHARES = ("error_rate",)
@@ -38,14 +80,14 @@ class ServeSpec(Section):
     """Where `lora-ops serve` listens. Any host but loopback needs LORA_OPS_TOKEN."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8700
+    port: Annotated[Int, Field(ge=1, le=65535)] = 8700
 
 
 class CloudSpec(Section):
     kind: Literal["local"] = "local"
-    size: Annotated[int, Field(ge=1, le=1000)] = 1
-    share: Annotated[float, Field(ge=0)] = 1.0
-    steps: tuple[Weight, ...] | None = None
+    size: Annotated[Int, Field(ge=1, le=1000)] = 1
+    share: Annotated[Float, Field(ge=0)] = 1.0
+    steps: Plan | None = None
     env: dict[str, str] = Field(default_factory=dict)
 
 
@@ -55,24 +97,29 @@ class GateEntry(Section):
     metric: Literal[
         "error_rate", "step_latency", "start_latency", "step_time_ratio", "loss_ratio", "memory_ratio"
     ]
-    limit: float
-    harmful: Fraction | None = None
+    limit: Float
+    harmful: Share | None = None
 
-    @model_validator(mode="before")
+    @field_validator("limit", mode="before")
     @classmethod
-    def _units(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "limit" in data:
-            metric, limit = data.get("metric"), data["limit"]
-            if metric in SHARES:
-                return {**data, "limit": fraction(limit)}
-            if metric in DURATIONS:
-                return {**data, "limit": seconds(limit)}
-        return data
+    def _units(cls, value: Any, info: ValidationInfo) -> Any:
+        metric = info.data.get("metric")
+        if metric in SHARES:
+            return fraction(value)
+        return seconds(value) if metric in DURATIONS else value
 
-    @model_validator(mode="after")
-    def _sense(self) -> Self:
-        self.spec()
-        return self
+    @field_validator("limit", "harmful")
+    @classmethod
+    def _sense(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """What the gate's own model says, told at the key that it is about."""
+        harmful = value if info.field_name == "harmful" else None
+        limit = value if info.field_name == "limit" else info.data.get("limit")
+        if "metric" in info.data and limit is not None:
+            try:
+                GateSpec(metric=Metric(info.data["metric"]), limit=limit, harmful=harmful)
+            except ValidationError as error:
+                raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        return value
 
     def spec(self) -> GateSpec:
         return GateSpec(metric=Metric(self.metric), limit=self.limit, harmful=self.harmful)
@@ -82,47 +129,71 @@ class ProbeSpec(Section):
     """A small training config that the rollout submits by itself."""
 
     config: str
-    parallel: Annotated[int, Field(ge=1, le=100)] = 1
-    max_per_cloud: Annotated[int, Field(ge=1, le=10_000)] = 200
+    parallel: Annotated[Int, Field(ge=1, le=100)] = 1
+    max_per_cloud: Annotated[Int, Field(ge=1, le=10_000)] = 200
 
 
 class RolloutSpec(Section):
-    steps: tuple[Weight, ...] = (10, 25, 50, 100)
+    steps: Plan = (10, 25, 50, 100)
     waves: tuple[tuple[str, ...], ...] | None = None
-    gates: tuple[GateEntry, ...] = Field(default=(GateEntry(metric="error_rate", limit=0.05),), min_length=1)
-    confidence: Fraction = 0.99
-    pass_confidence: Fraction = 0.95
-    harmful: Fraction = 0.30
-    horizon: Annotated[int, Field(ge=1, le=100_000)] = 20
-    fresh_samples: Annotated[int, Field(ge=0)] = 3
+    gates: tuple[GateEntry, ...] = (GateEntry(metric="error_rate", limit=0.05),)
+    confidence: Confidence = 0.99
+    pass_confidence: Confidence = 0.95
+    harmful: Share = 0.30
+    horizon: Annotated[Int, Field(ge=1, le=100_000)] = 20
+    fresh_samples: Annotated[Int, Field(ge=0)] = 3
     min_time: Seconds = 0.0
     deadline: Seconds = 3600.0
     undecided: Literal["rollback", "pause"] = "rollback"
+    look_every: Annotated[Seconds, Field(ge=0.1)] = 2.0
     lease: Seconds = 60.0
     hold: Seconds = 600.0
-    look_every: Seconds = 2.0
     approval: bool = False
     accept_unverified_approval: bool = False
     verify_timeout: Seconds = 300.0
     abandon_after: Seconds = 3600.0
-    max_restarts: Annotated[int, Field(ge=0, le=100)] = 5
+    max_restarts: Annotated[Int, Field(ge=0, le=100)] = 5
     probes: ProbeSpec | None = None
 
-    @model_validator(mode="after")
-    def _sense(self) -> Self:
-        if not self.steps or list(self.steps) != sorted(self.steps):
-            raise ValueError("steps are weights that never go down, such as [10, 25, 50, 100]")
-        if not 0.5 <= self.confidence < 1 or not 0.5 <= self.pass_confidence < 1:
-            raise ValueError("a confidence lies between 50% and 100%, usually 99%")
-        if self.lease < 2 * self.look_every or self.lease < 5:
-            raise ValueError("the lease is at least 5s and twice look_every")
-        if self.harmful <= 0 or self.harmful >= 1:
-            raise ValueError("harmful lies between 0% and 100%, usually 30%")
-        return self
+    @field_validator("waves")
+    @classmethod
+    def _each_once(cls, waves: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
+        named = [name for wave in waves or () for name in wave]
+        if waves is not None and not (waves and all(waves)):
+            raise ValueError("a wave names at least one cloud; leave `waves` out for one wave of all clouds")
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"cloud `{', '.join(twice)}` is named twice; each belongs to one wave")
+        return waves
+
+    @field_validator("gates")
+    @classmethod
+    def _one_a_metric(cls, gates: tuple[GateEntry, ...]) -> tuple[GateEntry, ...]:
+        if not gates:
+            raise ValueError("at least one gate is needed, or nothing could ever pass")
+        seen: set[str] = set()
+        for number, gate in enumerate(gates):
+            if gate.metric in seen:
+                raise yaml_lines.Wrong(f"there are two gates of {gate.metric}", number)
+            seen.add(gate.metric)
+        return gates
+
+    @field_validator("lease")
+    @classmethod
+    def _lease_outlives_looks(cls, lease: float, info: ValidationInfo) -> float:
+        if lease < 5 or lease < 2 * info.data.get("look_every", 0.0):
+            raise ValueError("the lease is at least 5s and twice `look_every`, or it ends between two looks")
+        return lease
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_after_min_time(cls, deadline: float, info: ValidationInfo) -> float:
+        if deadline <= info.data.get("min_time", 0.0):
+            raise ValueError("the deadline lies after `min_time`, or no step could ever pass")
+        return deadline
 
 
 class RequestSpec(Section):
-    max_attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    max_attempts: Annotated[Int, Field(ge=1, le=20)] = 4
     start_deadline: Seconds = 300.0
     heartbeat_deadline: Seconds = 120.0
     spill_after: Seconds = 120.0
@@ -140,23 +211,46 @@ class PlatformSpec(Section):
     store: str = "file://.lora-ops/store"
     prefect: PrefectSpec = PrefectSpec()
     serve: ServeSpec = ServeSpec()
-    clouds: dict[Name, CloudSpec] = Field(min_length=1)
+    clouds: dict[Name, CloudSpec]
     rollout: RolloutSpec = RolloutSpec()
     requests: RequestSpec = RequestSpec()
 
-    @model_validator(mode="after")
-    def _clouds_known(self) -> Self:
-        for name in self.clouds:
-            if name == "control":
-                raise ValueError("`control` is the pool of the deploy flow; name the cloud otherwise")
-        for wave in self.rollout.waves or ():
-            for name in wave:
-                if name not in self.clouds:
-                    raise ValueError(f"rollout.waves names cloud `{name}`. {nearest(name, self.clouds)}")
-        return self
+    @field_validator("clouds")
+    @classmethod
+    def _not_control(cls, clouds: dict[str, CloudSpec]) -> dict[str, CloudSpec]:
+        if not clouds:
+            raise ValueError("at least one cloud is needed")
+        if "control" in clouds:
+            raise yaml_lines.Wrong("that is the pool of the deploy flow; name the cloud otherwise", "control")
+        if all(cloud.share == 0 for cloud in clouds.values()):
+            raise ValueError("every cloud has `share: 0`, so none gets requests")
+        return clouds
+
+    @field_validator("rollout")
+    @classmethod
+    def _clouds_known(cls, rollout: RolloutSpec, info: ValidationInfo) -> RolloutSpec:
+        clouds = info.data.get("clouds")
+        if clouds is None or rollout.waves is None:
+            return rollout
+        for number, wave in enumerate(rollout.waves):
+            for place, name in enumerate(wave):
+                if name not in clouds:
+                    message = f"cloud `{name}` is unknown. {nearest(name, clouds)}"
+                    raise yaml_lines.Wrong(message, "waves", number, place)
+        if missing := sorted(set(clouds) - {name for wave in rollout.waves for name in wave}):
+            message = f"cloud `{', '.join(missing)}` is in no wave, so no release would ever reach it"
+            raise yaml_lines.Wrong(message, "waves")
+        return rollout
 
     def policy(self, steps: tuple[int, ...] | None = None) -> Policy:
-        """The rollout section as numbers, frozen into a rollout when it starts. `steps` overrides the plan."""
+        """The rollout section as numbers, frozen into a rollout when it starts.
+
+        `steps` overrides the plan; UsageError when they could not be one.
+        """
+        try:
+            steps = check_plan(steps) if steps is not None else None
+        except ValueError as error:
+            raise UsageError(f"{error}.", "Give `--steps` weights such as 10,50,100.") from None
         r = self.rollout
         waves = r.waves or (tuple(self.clouds),)
         plans = {name: steps or self.clouds[name].steps or r.steps for wave in waves for name in wave}
@@ -164,8 +258,8 @@ class PlatformSpec(Section):
             waves=waves,
             plans=plans,
             gates=tuple(entry.spec() for entry in r.gates),
-            alpha=1 - r.confidence,
-            beta=1 - r.pass_confidence,
+            alpha=round(1 - r.confidence, 12),
+            beta=round(1 - r.pass_confidence, 12),
             harmful=r.harmful,
             horizon=r.horizon,
             fresh_samples=r.fresh_samples,

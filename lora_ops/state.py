@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lora_ops import SCHEMA_VERSION
 from lora_ops.gates.verdict import GateSpec
@@ -46,12 +46,29 @@ class Phase(StrEnum):
         return self in (Phase.CANARYING, Phase.AWAITING_APPROVAL, Phase.PROMOTING, Phase.HOLDING)
 
 
+def check_plan(plan: tuple[int, ...]) -> tuple[int, ...]:
+    """The canary weights of a cloud in percent, at least one, never going down. ValueError otherwise."""
+    if not plan or [0, *plan, 100] != sorted([0, *plan, 100]):
+        raise ValueError("steps are weights from 0 to 100 that never go down, such as [10, 25, 50, 100]")
+    return plan
+
+
+def misfit(error: Exception) -> str:
+    """Why an event's data do not have its shape, in one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return f"no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+
+
+Plan = Annotated[tuple[int, ...], AfterValidator(check_plan)]
+
+
 class CloudState(Model):
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     kind: str = "local"
-    size: int = 1
-    share: float = 1.0
-    stable: str
+    size: Annotated[int, Field(ge=1)] = 1
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    stable: Annotated[str, Field(min_length=1)]
     previous: str | None = None
     drained: bool = False
 
@@ -82,7 +99,7 @@ class Policy(Model):
     """The rollout section of lora-ops.yaml as numbers, frozen into the rollout when it starts."""
 
     waves: tuple[tuple[str, ...], ...]
-    plans: dict[str, tuple[int, ...]]
+    plans: dict[str, Plan]
     gates: tuple[GateSpec, ...]
     alpha: float = 0.01
     beta: float = 0.05
@@ -102,10 +119,19 @@ class Policy(Model):
     max_restarts: int = 5
     probes: Probes | None = None
 
+    @model_validator(mode="after")
+    def _sense(self) -> Self:
+        named = [name for wave in self.waves for name in wave]
+        if not named or not all(self.waves) or len(set(named)) != len(named):
+            raise ValueError("a rollout needs every cloud once in its waves")
+        if missing := sorted(set(named) - set(self.plans)):
+            raise ValueError(f"cloud {', '.join(missing)} has no plan")
+        return self
+
 
 class CloudRollout(Model):
     wave: int
-    plan: tuple[int, ...]
+    plan: Plan
     before: str
     weight: int = 0
     promoted: bool = False

@@ -44,7 +44,10 @@ class Next:
 
 
 def next_step(rollout: Rollout, sight: Sight) -> Next:
-    """The next idempotent step. A failed gate rolls back in every phase that exposes the release."""
+    """The next idempotent step. A failed gate rolls back in every phase that exposes the release.
+
+    A paused rollout still validates and builds, looks and rolls back, but nothing more is exposed.
+    """
     match rollout.phase:
         case Phase.VALIDATING:
             return Next(Do.VALIDATE)
@@ -56,7 +59,7 @@ def next_step(rollout: Rollout, sight: Sight) -> Next:
         case Phase.CANARYING:
             return _canarying(rollout, sight)
         case Phase.AWAITING_APPROVAL:
-            if rollout.approved or rollout.forced:
+            if (rollout.approved or rollout.forced) and not rollout.paused:
                 return Next(Do.PROMOTE_WAVE, "approved", rollout.wave)
             return Next(Do.LOOK)
         case Phase.PROMOTING:
@@ -84,14 +87,16 @@ def _building(rollout: Rollout) -> Next:
         return Next(Do.SELF_CHECK)
     if not rollout.distributed:
         return Next(Do.DISTRIBUTE)
+    if rollout.paused:
+        return Next(Do.LOOK)
     return Next(Do.START_STEP, "the release is on every cloud", 0, 0)
 
 
 def _canarying(rollout: Rollout, sight: Sight) -> Next:
-    if rollout.forced:
-        return Next(Do.PROMOTE_WAVE, "promoted by hand", rollout.wave)
     if rollout.paused:
         return Next(Do.LOOK)
+    if rollout.forced:
+        return Next(Do.PROMOTE_WAVE, "promoted by hand", rollout.wave)
     if passed(rollout, sight):
         if rollout.step < rollout.last_step:
             return Next(Do.START_STEP, sight.summary, rollout.wave, rollout.step + 1)
@@ -107,10 +112,8 @@ def _canarying(rollout: Rollout, sight: Sight) -> Next:
 def _promoting(rollout: Rollout, sight: Sight) -> Next:
     """The wave is promoted; the next one starts when this one is verified by effect, or after its time."""
     open_clouds = [name for name in rollout.wave_clouds if name not in rollout.verified]
-    if open_clouds and sight.in_phase_s < rollout.policy.verify_timeout_s:
+    if rollout.paused or (open_clouds and sight.in_phase_s < rollout.policy.verify_timeout_s):
         return Next(Do.LOOK)
     if rollout.wave + 1 < len(rollout.policy.waves):
-        if rollout.paused:
-            return Next(Do.LOOK)
         return Next(Do.START_STEP, "the wave is promoted", rollout.wave + 1, 0)
     return Next(Do.HOLD, "every wave is promoted")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,22 +14,45 @@ from lora_ops.errors import ConfigError, nearest
 Path = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
+_PLAIN = {
+    "model_type": "a mapping of keys is wanted",
+    "dict_type": "a mapping of keys is wanted",
+    "tuple_type": "a list is wanted",
+    "string_type": "text is wanted; put it in quotes",
+}
+
+
+class Wrong(ValueError):
+    """A validator's complaint about something below the field that it validates."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path: Path = path
+
 
 def load(text: str, source: str) -> tuple[Any, dict[Path, int]]:
-    """The document and the 1-based line of each path in it. ConfigError when it is not YAML."""
+    """The document and the 1-based line of each path in it.
+
+    ConfigError when it is not YAML, or when a key stands twice in one mapping (YAML would keep the last).
+    """
+    hint = "Mend the line; indent with spaces."
+    lines: dict[Path, int] = {}
+    twice: list[str] = []
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            twice = [f"{source}:{line}: {message}" for line, message in _walk(node, (), lines, set())]
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(
-            f"{where}: not valid YAML: {problem}.", "Mend the line; indent with spaces."
-        ) from None
-    lines: dict[Path, int] = {}
-    if node is not None:
-        _walk(node, (), lines)
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}.", hint) from None
+    except (yaml.YAMLError, ValueError) as error:  # a character or a value that YAML cannot hold
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}.", hint) from None
+    except RecursionError:
+        raise ConfigError(f"{source}: it is nested too deep.", "Take levels out.") from None
+    if twice:
+        raise ConfigError(f"{source} says things twice.", "Keep one line of each.", twice)
     return document, lines
 
 
@@ -45,51 +69,76 @@ def validate(model: type[M], document: Any, lines: dict[Path, int], source: str)
 
 
 def _tell(model: type[BaseModel], error: dict[str, Any], lines: dict[Path, int], source: str) -> str:
-    path: Path = tuple(error["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
+    path: Path = tuple(part for part in error["loc"] if part != "[key]")
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, Wrong):
+        path += cause.path
+    line = _line(path, lines)
     key = ".".join(str(part) for part in path) or "(document)"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ").removesuffix(".")
     if error["type"] == "extra_forbidden":
         known = _fields(model, path[:-1])
         return f"{source}:{line}: unknown key `{key}`. {nearest(str(path[-1]), known)}"
     if error["type"] == "missing":
         return f"{source}:{line}: key `{key}` is missing."
-    return f"{source}:{line}: `{key}`: {message}."
+    message = _PLAIN.get(error["type"], message)
+    return f"{source}:{line}: `{key}`: {message}" + ("" if message.endswith("?") else ".")
+
+
+def _line(path: Path, lines: dict[Path, int]) -> int:
+    """The line of the path, or of the nearest thing above it. A key is text in YAML's tree, even `1`."""
+    texts = {tuple(map(str, each)): line for each, line in lines.items()}
+    keys = tuple(map(str, path))
+    return next((texts[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in texts), 1)
 
 
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The names that are valid below `path`."""
     kind: Any = model
     for part in path:
-        options = [kind, *_arguments(kind)]
-        models = [each for each in options if isinstance(each, type) and issubclass(each, BaseModel)]
-        if models and part in models[0].model_fields:
-            kind = models[0].model_fields[str(part)].annotation
-        elif models and not _arguments(kind):
-            return []
-        else:
-            kind = next(iter(models), kind)
-    options = [kind, *_arguments(kind)]
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return list(option.model_fields)
-    return []
+        kind = _below(_bare(kind), part)
+    kind = _bare(kind)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
-def _arguments(kind: Any) -> list[Any]:
-    found: list[Any] = []
-    for each in get_args(kind):
-        found += [each, *_arguments(each)]
-    return found
+def _below(kind: Any, part: str | int) -> Any:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(str(part))
+        return field.annotation if field is not None else None
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        return arguments[1]
+    return arguments[0] if arguments else None
 
 
-def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:
+def _bare(kind: Any) -> Any:
+    """Without Annotated and without `| None`."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return _bare(next(each for each in get_args(kind) if each is not type(None)))
+    return kind
+
+
+def _walk(node: yaml.Node, path: Path, lines: dict[Path, int], seen: set[int]) -> Iterator[tuple[int, str]]:
+    """Notes the line of everything below the node; yields keys that stand twice. An alias is walked once."""
     lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, str], int] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # safe_load refuses it
+            line = key.start_mark.line + 1
             below = (*path, key.value)
-            lines[below] = key.start_mark.line + 1
-            _walk(value, below, lines)
+            if (key.tag, key.value) in first:
+                name = ".".join(str(part) for part in below)
+                yield line, f"key `{name}` stands on line {first[key.tag, key.value]} already."
+            first.setdefault((key.tag, key.value), line)
+            lines.setdefault(below, line)
+            yield from _walk(value, below, lines, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _walk(value, (*path, index), lines)
+            yield from _walk(value, (*path, index), lines, seen)
