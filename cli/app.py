@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli.registry import COMMANDS, GROUPS, Command, overview
+from cli.registry import COMMANDS, GROUPS, Command, group_overview, overview
 from cli.session import with_session
 from lora_ops.errors import LoraOpsError, UsageError, nearest
 
@@ -65,16 +65,8 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The top level is written from the registry alone, so that it is the same on the fast path."""
-        if self.groups:
-            formatter.write(overview() + "\n")
-        else:
-            super().format_help(ctx, formatter)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The table's own one-liners: no command is imported for help."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text, _) in self.table.items()])
+        """Written from the registry alone: the same as on cli.main's fast path, and nothing is imported."""
+        formatter.write((overview() if self.groups else group_overview(str(self.name))) + "\n")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -59,6 +59,8 @@ class Api:
             base_url=url,
             headers={"Accept": "application/json", **headers},
             timeout=httpx.Timeout(60.0, connect=5.0),
+            # Loading the certificates takes longer than a request; redirects to https are not followed.
+            verify=url.startswith("https"),
             # This machine's own server is never behind the environment's proxy.
             trust_env=httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1"),
         )

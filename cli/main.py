@@ -1,10 +1,10 @@
-"""The console script. `--help` and `--version` are answered here, before anything is imported."""
+"""The console script. The help of groups and `--version` are answered here, before anything is imported."""
 
 from __future__ import annotations
 
 import sys
 
-from cli.registry import overview
+from cli.registry import GROUPS, group_overview, overview
 
 
 def main() -> int:
@@ -12,6 +12,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments in ([], ["--help"], ["-h"], ["help"]):
         sys.stdout.write(overview() + "\n")
+        return 0
+    if arguments[0] in GROUPS and arguments[1:] in ([], ["--help"], ["-h"]):
+        sys.stdout.write(group_overview(arguments[0]) + "\n")
         return 0
     if arguments in (["--version"], ["version"]):
         from lora_ops import __version__

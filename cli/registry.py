@@ -112,6 +112,15 @@ def summary(name: str) -> str:
     return GROUPS[name][0] if name in GROUPS else COMMANDS[name][1]
 
 
+def group_overview(name: str) -> str:
+    """The text of `lora-ops GROUP --help`."""
+    text, table = GROUPS[name]
+    lines = [f"Usage: lora-ops {name} COMMAND [ARGS]...", "", text, "", "Commands:"]
+    width = max(len(command) for command in table) + 2
+    lines += [f"  {command:<{width}}{one_line}" for command, (_, one_line, _) in table.items()]
+    return "\n".join([*lines, "", f"`lora-ops {name} COMMAND --help` tells more."])
+
+
 def overview() -> str:
     """The text of `lora-ops --help`."""
     lines = [

@@ -23,6 +23,7 @@ Store = Annotated[
         "--store", metavar="URL", help="Act on the journal in this store directly: serve is not needed."
     ),
 ]
+CLOUD_HEADS = ["CLOUD", "WEIGHT", "CANARY ATTEMPTS", "STABLE", "NEW", "PROMOTED", "VERIFIED"]
 FINAL = {"promoted": 0, "rolled-back": 9, "aborted": 1, "failed": 1}
 AWAITING_APPROVAL = 8
 
@@ -41,7 +42,7 @@ def ls(
             item.get("phase"),
             short(item.get("release")),
             item.get("revision"),
-            ago(item.get("started"), now),
+            ago(item.get("started") or item.get("updated"), now),
             item.get("reason"),
         ]
         for item in items
@@ -153,6 +154,7 @@ def picture(document: Json, now: datetime) -> list[str]:
         [
             name,
             f"{cloud.get('weight', 0)} %",
+            _tally(cloud),
             short(cloud.get("stable")),
             short(cloud.get("canary")),
             cloud.get("promoted"),
@@ -160,7 +162,7 @@ def picture(document: Json, now: datetime) -> list[str]:
         ]
         for name, cloud in (document.get("clouds") or {}).items()
     ]
-    lines += ["", *table(["CLOUD", "CANARY", "STABLE", "NEW", "PROMOTED", "VERIFIED"], rows, "No cloud yet.")]
+    lines += ["", *table(CLOUD_HEADS, rows, "It has not started.")]
     return [*lines, *look_lines(document.get("last_look"), now)]
 
 
@@ -227,6 +229,12 @@ def _standing(document: Json) -> str:
     if document.get("phase") in FINAL and document.get("reason"):
         words.append(f"- {document['reason']}")
     return " ".join(words)
+
+
+def _tally(cloud: Json) -> str:
+    """Of the canary's attempts: bad ones, those with a sample, all that started."""
+    bad, samples, starts = ((cloud.get(key) or {}).get("canary", 0) for key in ("bad", "samples", "starts"))
+    return f"{bad} bad of {samples}, {starts} started"
 
 
 def _ordinal(index: Any) -> str:

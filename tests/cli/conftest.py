@@ -28,6 +28,7 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one packet: two would wait for a delayed acknowledgement
 
             def do_GET(self) -> None:
                 outer._handle(self, None)

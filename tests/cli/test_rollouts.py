@@ -7,7 +7,15 @@ import pytest
 ID = "roll-06dk3v9z1q7a4bc"
 SHA = "sha256:" + "a" * 64
 CLOUDS = {
-    "east": {"weight": 50, "stable": SHA, "canary": SHA, "promoted": False},
+    "east": {
+        "weight": 50,
+        "stable": SHA,
+        "canary": SHA,
+        "promoted": False,
+        "starts": {"stable": 4, "canary": 6},
+        "samples": {"stable": 3, "canary": 5},
+        "bad": {"stable": 0, "canary": 1},
+    },
     "west": {"weight": 50, "stable": SHA, "canary": SHA, "promoted": False},
 }
 RESULT = {
@@ -74,6 +82,7 @@ def test_show_takes_the_active_one_else_the_newest(cli, serve):
         "1 of 4",
         "2 more bad or 9 more good",
         "sha256:aaaaaaaaaaaa",
+        "1 bad of 5, 6 started",
     ):
         assert said in out
     serve.on("GET /api/rollouts", listed(rollout("failed", id="roll-2"), rollout("promoted", id="roll-1")))

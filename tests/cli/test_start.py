@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cli.registry import COMMANDS, GROUPS, JSON, OWN, SECTIONS, WRITE, overview
+from cli.registry import COMMANDS, GROUPS, JSON, OWN, SECTIONS, WRITE, group_overview, overview
 from lora_ops import __version__
 
 HEAVY = ["prefect", "torch", "wandb", "httpx", "pydantic", "rich", "yaml", "typer"]
@@ -17,14 +17,16 @@ ALL = {**COMMANDS, **{f"{g} {n}": entry for g, (_, table) in GROUPS.items() for 
 HERE = [name for name, entry in ALL.items() if not entry[0].startswith("cli.local.")]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["rollout"], ["runs", "--help"]])
 def test_help_imports_nothing(process, arguments):
     out, err = process(*arguments, code=SHOW).communicate()
     assert out.strip()
     assert err.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["rollout", "--help"], ["deploy", "--help"], ["help", "exit-codes"]])
+@pytest.mark.parametrize(
+    "arguments", [["rollout", "watch", "--help"], ["deploy", "--help"], ["help", "exit-codes"]]
+)
 def test_help_of_commands_imports_nothing_heavy(process, arguments):
     out, err = process(*arguments, code=LIGHT_SHOW).communicate()
     assert out.strip()
@@ -64,6 +66,8 @@ def test_reading_commands_speak_json_and_writing_ones_can_be_dry():
 
 def test_overview_is_the_same_on_both_paths(cli):
     assert cli("--help")[1] == overview() + "\n"
+    for name in GROUPS:
+        assert cli(name)[1].strip() == cli(name, "--help")[1].strip() == group_overview(name)
 
 
 def test_version(cli):
