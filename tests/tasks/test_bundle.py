@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lora_ops.errors import BundleError, NotFoundError, StoreUnavailable, UsageError
+from tasks.bundle import (
+    BUNDLE_FOLDERS,
+    Bundle,
+    build_bundle,
+    digest_of_running,
+    ensure_unpacked,
+    find_release,
+    list_releases,
+    publish,
+    tree_digest,
+)
+from tasks.source_tree import digest_of_files
+from tasks.store import Store, key_digest
+from tasks.store.faulty import Fault, FaultyStore, Killed
+
+
+def git(repo: Path, *args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(repo), "-c", "user.name=t", "-c", "user.email=t@t", *args],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull},
+    ).stdout.strip()
+
+
+def write_tree(root: Path) -> Path:
+    for name in BUNDLE_FOLDERS:
+        (root / name / "deep").mkdir(parents=True)
+        (root / name / "__init__.py").write_text(f"NAME = {name!r}\n")
+        (root / name / "deep" / "ünïcode name.txt").write_text("text\r\nlines\n")
+    (root / "constraints.txt").write_text("obstore==0.12.1\n")
+    (root / "README.md").write_text("not part of a release\n")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def repo(tree: Path) -> Path:
+    git(tree, "init", "-q", "-b", "main")
+    (tree / ".gitignore").write_text("ignored*\n__pycache__\n")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "one")
+    return tree
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+# --- digest ---
+
+
+def test_the_digest_is_that_of_paths_and_contents(tree: Path) -> None:
+    before = tree_digest(tree)
+    assert before == tree_digest(tree)
+    assert before.startswith("sha256:")
+    (tree / "README.md").write_text("other")
+    for noise in ("flows/__pycache__/x.cpython-311.pyc", "flows/x.pyc", "trainer/__pycache__/note.txt"):
+        (tree / noise).parent.mkdir(exist_ok=True)
+        (tree / noise).write_bytes(b"noise")
+    os.utime(tree / "flows" / "__init__.py", (1, 1))
+    (tree / "flows" / "__init__.py").chmod(0o755)
+    assert tree_digest(tree) == before
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove", "rename", "lock", "swap"])
+def test_every_change_changes_the_digest(tree: Path, change: str) -> None:
+    before = tree_digest(tree)
+    file = tree / "trainer" / "__init__.py"
+    match change:
+        case "edit":
+            file.write_text(file.read_text() + "#")
+        case "add":
+            (tree / "trainer" / "empty.py").write_text("")
+        case "remove":
+            file.unlink()
+        case "rename":
+            file.rename(file.with_name("other.py"))
+        case "lock":
+            (tree / "constraints.txt").write_text("")
+        case "swap":
+            other = tree / "flows" / "__init__.py"
+            one, two = file.read_bytes(), other.read_bytes()
+            file.write_bytes(two)
+            other.write_bytes(one)
+    assert tree_digest(tree) != before
+
+
+def test_the_digest_never_changes_between_versions() -> None:
+    """Releases are named by it: a new formula would give every old release a new name."""
+    digest = digest_of_files({"b": "2" * 64, "a/c": "1" * 64})
+    assert digest == "sha256:2740f38eef6b2b398dfe78a30c35ca103ec38b3169dde257bd5927ee55c2e570"
+
+
+def test_a_link_in_the_tree_is_refused(tree: Path) -> None:
+    (tree / "flows" / "link.py").symlink_to(tree / "flows" / "__init__.py")
+    with pytest.raises(BundleError, match=r"link\.py"):
+        tree_digest(tree)
+    with pytest.raises(BundleError, match=r"link\.py"):
+        build_bundle(tree)
+
+
+def test_the_running_digest(tree: Path, tmp_path: Path) -> None:
+    inits = [tree / name / "__init__.py" for name in ("flows", "trainer")]
+    assert digest_of_running(*inits) == tree_digest(tree)
+    other = write_tree(tmp_path / "other")
+    with pytest.raises(BundleError, match="several places"):
+        digest_of_running(inits[0], other / "trainer" / "__init__.py")
+
+
+# --- build ---
+
+
+def test_a_folder_without_git(tree: Path) -> None:
+    bundle = build_bundle(tree)
+    assert bundle.digest == tree_digest(tree)
+    assert bundle.revision == "unversioned"
+    assert bundle.source == "tree"
+    assert build_bundle(tree).tar == bundle.tar
+
+
+def test_a_revision_and_the_clean_folder_are_the_same_release(repo: Path) -> None:
+    sha = git(repo, "rev-parse", "HEAD")
+    for bundle in (build_bundle(repo), build_bundle(repo, "HEAD"), build_bundle(repo, sha[:10])):
+        assert bundle.digest == tree_digest(repo)
+        assert bundle.revision == sha
+
+
+def test_a_revision_does_not_depend_on_the_checkout(repo: Path) -> None:
+    before = build_bundle(repo, "main")
+    (repo / "flows" / "__init__.py").write_text("raise SystemExit\n")
+    (repo / "trainer" / "__init__.py").unlink()
+    status = git(repo, "status", "--porcelain")
+    index = (repo / ".git" / "index").stat().st_mtime_ns
+    assert build_bundle(repo, "main") == before
+    with pytest.raises(BundleError):
+        build_bundle(repo, "no-such-thing")
+    assert (repo / ".git" / "index").stat().st_mtime_ns == index
+    assert git(repo, "status", "--porcelain") == status
+
+
+def test_the_folder_as_it_is(repo: Path) -> None:
+    sha = git(repo, "rev-parse", "HEAD")
+    (repo / "README.md").write_text("changed outside of the release")
+    (repo / "flows" / "ignored.py").write_text("x")
+    assert build_bundle(repo).revision == sha
+    (repo / "flows" / "new.py").write_text("untracked\n")
+    (repo / "trainer" / "deep" / "ünïcode name.txt").unlink()
+    bundle = build_bundle(repo)
+    assert bundle.revision == f"{sha}+dirty"
+    with tarfile.open(fileobj=io.BytesIO(bundle.tar)) as tar:
+        names = tar.getnames()
+    assert "flows/new.py" in names
+    assert "flows/ignored.py" not in names
+    assert "trainer/deep/ünïcode name.txt" not in names
+    assert names == sorted(names)
+    assert all(name.partition("/")[0] in (*BUNDLE_FOLDERS, "constraints.txt") for name in names)
+
+
+def test_a_repository_without_commits(tree: Path) -> None:
+    git(tree, "init", "-q")
+    assert build_bundle(tree).revision == "unborn+dirty"
+
+
+def test_a_source_tree_in_a_subfolder_of_a_repository(repo: Path) -> None:
+    write_tree(repo / "sub")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "two")
+    (repo / "sub" / "flows" / "__init__.py").write_text("x = 1\n")
+    assert build_bundle(repo / "sub", "HEAD").digest == build_bundle(repo, "HEAD").digest
+    assert build_bundle(repo / "sub").digest == tree_digest(repo / "sub") != tree_digest(repo)
+
+
+def test_a_source_tree_that_an_outer_repository_ignores(repo: Path) -> None:
+    write_tree(repo / "ignored-copy")
+    assert build_bundle(repo / "ignored-copy").digest == tree_digest(repo / "ignored-copy")
+    assert build_bundle(repo / "ignored-copy").revision == "unversioned"
+
+
+def test_git_variables_of_a_hook_do_not_mislead(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = tree_digest(repo)
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nonexistent")
+    assert build_bundle(repo, "HEAD").digest == build_bundle(repo).digest == digest
+
+
+def test_a_machine_without_git(repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    digest = tree_digest(repo)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_bundle(repo).digest == digest
+    with pytest.raises(BundleError, match="not a git repository"):
+        build_bundle(repo, "HEAD")
+
+
+def test_errors_name_what_is_wrong(repo: Path, tmp_path: Path) -> None:
+    git(repo, "branch", "better-trainer")
+    with pytest.raises(BundleError, match="no revision `better-trianer`") as caught:
+        build_bundle(repo, "better-trianer")
+    assert "better-trainer" in caught.value.hint
+    for revision in ("", "--output=/tmp/x", "HEAD:flows"):
+        with pytest.raises(BundleError, match="no revision"):
+            build_bundle(repo, revision)
+    with pytest.raises(BundleError, match="no folder"):
+        build_bundle(tmp_path / "nothing")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BundleError, match="none of flows, tasks, lora_ops, trainer"):
+        build_bundle(empty)
+    with pytest.raises(BundleError, match="not a git repository"):
+        build_bundle(empty, "HEAD")
+
+
+@pytest.mark.parametrize("name", ["trainer", "constraints.txt"])
+def test_a_missing_part_is_named(repo: Path, name: str) -> None:
+    git(repo, "rm", "-q", "-r", name)
+    git(repo, "commit", "-q", "-m", "less")
+    for revision in (None, "HEAD"):
+        with pytest.raises(BundleError, match=f"lacks {name}"):
+            build_bundle(repo, revision)
+    assert build_bundle(repo, "HEAD^").digest
+
+
+def test_a_link_in_a_revision_is_refused(repo: Path) -> None:
+    (repo / "flows" / "link.py").symlink_to("__init__.py")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "link")
+    with pytest.raises(BundleError, match=r"link\.py"):
+        build_bundle(repo, "HEAD")
+
+
+def test_a_model_in_the_tree_is_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.bundle._MAX_BYTES", 1000)
+    (tree / "trainer" / "model.safetensors").write_bytes(b"0" * 2000)
+    with pytest.raises(BundleError, match=r"model\.safetensors"):
+        build_bundle(tree)
+
+
+# --- publish ---
+
+
+def test_publish_and_find(memory_store: Store, repo: Path) -> None:
+    one = build_bundle(repo)
+    assert publish(memory_store, one, created_by="ann") == one.digest
+    (repo / "flows" / "__init__.py").write_text("x = 1\n")
+    two = build_bundle(repo)
+    publish(memory_store, two)
+    releases = list_releases(memory_store)
+    assert [r.digest for r in releases] == [one.digest, two.digest]
+    first = find_release(memory_store, one.digest)
+    assert first == releases[0]
+    assert (first.created_by, first.revision, first.size) == ("ann", one.revision, len(one.tar))
+    assert find_release(memory_store, two.digest[7:19]) == releases[1]
+    assert find_release(memory_store, two.digest[:19]) == releases[1]
+    with pytest.raises(NotFoundError, match="There is no release") as caught:
+        find_release(memory_store, one.digest[:-1] + ("0" if one.digest[-1] != "0" else "1"))
+    assert one.digest in caught.value.hint
+    for text in ("", "sha256:", "zz"):
+        with pytest.raises(NotFoundError):
+            find_release(memory_store, text)
+
+
+def test_publishing_again_changes_nothing(memory_store: Store, tree: Path) -> None:
+    bundle = build_bundle(tree)
+    publish(memory_store, bundle, created_by="ann")
+    before = [(m.key, memory_store.get(m.key)) for m in memory_store.list("")]
+    publish(memory_store, bundle, created_by="bob")
+    assert [(m.key, memory_store.get(m.key)) for m in memory_store.list("")] == before
+
+
+@pytest.mark.parametrize("fault", [Fault.KILLED_BEFORE, Fault.KILLED_AFTER])
+@pytest.mark.parametrize("call", [0, 1])
+def test_publishing_after_a_kill(
+    memory_store: Store, tree: Path, cache: Path, fault: Fault, call: int
+) -> None:
+    bundle = build_bundle(tree)
+    dying = FaultyStore(memory_store, lambda method, key: fault if len(dying.calls) == call + 1 else None)
+    with pytest.raises(Killed):
+        publish(dying, bundle)
+    publish(memory_store, bundle)
+    assert [r.digest for r in list_releases(memory_store)] == [bundle.digest]
+    assert tree_digest(ensure_unpacked(memory_store, bundle.digest, cache)) == bundle.digest
+
+
+# --- unpack ---
+
+
+@pytest.fixture
+def published(file_store: Store, tree: Path) -> Bundle:
+    bundle = build_bundle(tree)
+    publish(file_store, bundle)
+    return bundle
+
+
+def test_unpacking(file_store: Store, published: Bundle, cache: Path, tree: Path) -> None:
+    folder = ensure_unpacked(file_store, published.digest, cache)
+    assert folder == cache / published.digest[7:]
+    assert tree_digest(folder) == published.digest
+    assert (folder / "flows" / "deep" / "ünïcode name.txt").read_bytes() == b"text\r\nlines\n"
+    for path in folder.rglob("*.py"):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o222
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*BUNDLE_FOLDERS, "constraints.txt"])
+    assert list(folder.glob("flows/__pycache__/__init__.*.pyc"))
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [folder.name]
+
+
+def test_the_second_time_asks_nothing_of_the_store(file_store: Store, published: Bundle, cache: Path) -> None:
+    folder = ensure_unpacked(file_store, published.digest, cache)
+    away = FaultyStore(file_store, lambda method, key: Fault.NO_REQUEST)
+    assert ensure_unpacked(away, published.digest, cache) == folder
+    assert away.calls == []
+    with pytest.raises(StoreUnavailable):
+        ensure_unpacked(away, "sha256:" + "0" * 64, cache)
+
+
+def test_a_program_runs_from_it_with_the_right_file_names(
+    file_store: Store, published: Bundle, cache: Path
+) -> None:
+    folder = ensure_unpacked(file_store, published.digest, cache)
+    code = "import flows, trainer; print(flows.__file__, trainer.NAME, flows.__cached__)"
+    done = subprocess.run(
+        [sys.executable, "-v", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=cache,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[:2] == [str(folder / "flows" / "__init__.py"), "trainer"]
+    assert f"code object from '{folder / 'flows' / '__pycache__'}" in done.stderr
+    assert tree_digest(folder) == published.digest
+
+
+@pytest.mark.parametrize("harm", ["edit", "delete", "add", "stray", "file", "link"])
+def test_a_changed_cache_is_replaced(file_store: Store, published: Bundle, cache: Path, harm: str) -> None:
+    folder = ensure_unpacked(file_store, published.digest, cache)
+    victim = folder / "trainer" / "__init__.py"
+    match harm:
+        case "edit":
+            victim.chmod(0o644)
+            victim.write_text("evil = True\n")
+        case "delete":
+            victim.unlink()
+        case "add":
+            (folder / "trainer" / "extra.py").write_text("")
+        case "stray":
+            (folder / "torch.py").write_text("")
+        case "link":
+            victim.unlink()
+            victim.symlink_to(folder / "flows" / "__init__.py")
+        case "file":
+            os.rename(folder, cache / "moved")
+            folder.write_text("not a folder")
+    again = ensure_unpacked(file_store, published.digest, cache)
+    assert again == folder
+    assert tree_digest(folder) == published.digest
+    assert not (folder / "torch.py").exists()
+    assert "evil" not in victim.read_text()
+
+
+def test_many_unpack_at_once(file_store: Store, published: Bundle, cache: Path) -> None:
+    counted = FaultyStore(file_store, lambda method, key: None)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: ensure_unpacked(counted, published.digest, cache), range(8)))
+    assert len(set(folders)) == 1
+    assert tree_digest(folders[0]) == published.digest
+    assert [method for method, _ in counted.calls] == ["get"]
+
+
+UNPACK_AND_DIE = """
+import os, sys, tarfile
+from pathlib import Path
+from tasks.bundle import ensure_unpacked
+from tasks.store import open_store
+
+left = int(sys.argv[4])
+
+def countdown(event, args):
+    global left
+    if event in ("open", "os.rename", "os.mkdir", "os.chmod") and str(args[0]).startswith(sys.argv[3]):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+
+sys.addaudithook(countdown)
+ensure_unpacked(open_store(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2, 3, 5, 8, 12, 20, 30])
+def test_unpacking_after_kill_9(file_store: Store, published: Bundle, cache: Path, survived: int) -> None:
+    cache.mkdir()
+    args = [file_store.url, published.digest, str(cache), str(survived)]
+    died = subprocess.run([sys.executable, "-c", UNPACK_AND_DIE, *args], check=False, capture_output=True)
+    assert died.returncode == -9, died.stderr.decode()
+    folder = cache / published.digest[7:]
+    assert not folder.exists() or tree_digest(folder) == published.digest
+    assert tree_digest(ensure_unpacked(file_store, published.digest, cache)) == published.digest
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [folder.name]
+
+
+def evil_tar(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, target
+        tar.addfile(entry, io.BytesIO())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        evil_tar("../evil.py"),
+        evil_tar("flows/../../evil.py"),
+        evil_tar("/tmp/evil.py"),
+        evil_tar("other/evil.py"),
+        evil_tar("flows"),
+        evil_tar("flows/"),
+        evil_tar("sitecustomize.py"),
+        evil_tar("flows/evil.py", tarfile.SYMTYPE, "/etc/passwd"),
+        evil_tar("flows/evil.py", tarfile.LNKTYPE, "../../evil"),
+        evil_tar("flows/evil", tarfile.CHRTYPE),
+        evil_tar("flows/evil", tarfile.FIFOTYPE),
+        b"not a tar",
+        b"",
+    ],
+)
+def test_an_evil_bundle_is_refused(file_store: Store, cache: Path, tmp_path: Path, tar: bytes) -> None:
+    digest = "sha256:" + "a" * 64
+    file_store.put(f"releases/{key_digest(digest)}/bundle.tar", tar)
+    with pytest.raises(BundleError):
+        ensure_unpacked(file_store, digest, cache)
+    assert not any(p.is_dir() for p in cache.iterdir())
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_bundle_under_another_name_is_refused(file_store: Store, published: Bundle, cache: Path) -> None:
+    wrong = "sha256:" + "b" * 64
+    file_store.put(f"releases/{key_digest(wrong)}/bundle.tar", published.tar)
+    with pytest.raises(BundleError, match="not what its name says"):
+        ensure_unpacked(file_store, wrong, cache)
+    assert not any(p.is_dir() for p in cache.iterdir())
+
+
+def test_an_unknown_release(file_store: Store, published: Bundle, cache: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        ensure_unpacked(file_store, "sha256:" + "c" * 64, cache)
+    assert published.digest in caught.value.hint
+    with pytest.raises(UsageError):
+        ensure_unpacked(file_store, "latest", cache)
+
+
+def test_a_file_that_does_not_compile_is_the_self_checks_business(
+    file_store: Store, tree: Path, cache: Path
+) -> None:
+    (tree / "trainer" / "broken.py").write_text("def (:\n")
+    bundle = build_bundle(tree)
+    publish(file_store, bundle)
+    assert tree_digest(ensure_unpacked(file_store, bundle.digest, cache)) == bundle.digest
