@@ -1,7 +1,7 @@
 """Builds the checkout's `.venv` from constraints.txt: `make setup`.
 
-Does nothing when the environment already is what pyproject.toml and constraints.txt ask for. Killed at any point, the
-next run goes on: the stamp that says "done" is written last, by rename.
+Does nothing when the environment already is what pyproject.toml and constraints.txt ask for. Killed at any
+point, the next run goes on: the stamp that says "done" is written last, by rename.
 """
 
 import hashlib
