@@ -118,7 +118,7 @@ def apply_request(state: RequestState, kind: str, data: Mapping[str, Any], seq: 
         raise Refused(f"`{kind}` does not fit request {state.id} at this point.")
     try:
         changed = _apply(state, kind, data, seq)
-        return RequestState.model_validate({**changed.model_dump(), "seq": seq})
+        return RequestState.model_validate({**changed.model_dump(warnings=False), "seq": seq})
     except (KeyError, TypeError, ValidationError) as error:
         raise Refused(
             f"the data of this `{kind}` of request {state.id} do not fit it: {misfit(error)}."

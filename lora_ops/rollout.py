@@ -46,7 +46,7 @@ def apply(state: AppState, kind: str, data: Data, seq: int) -> AppState:
     try:
         after = rule(state, data, seq)
         # Validated anew: what the event carries is exactly what a reader of the journal gets from it.
-        return AppState.model_validate({**after.model_dump(), "seq": seq})
+        return AppState.model_validate({**after.model_dump(warnings=False), "seq": seq})
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise Refused(f"the data of this `{kind}` do not fit it: {misfit(error)}.") from error
 
