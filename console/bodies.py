@@ -1,0 +1,53 @@
+"""What clients may send. Unknown keys are refused, so that a misspelt `dry_run` never acts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Plan = Annotated[list[Annotated[int, Field(ge=0, le=100)]], Field(min_length=1, max_length=100)]
+Text = Annotated[str, Field(max_length=2000)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decision(Body):
+    """Who does it, and why. `actor` is a name, not a proof."""
+
+    reason: Text = ""
+    actor: Annotated[str, Field(max_length=200)] = ""
+    dry_run: bool = False
+
+    @property
+    def signed(self) -> str:
+        """The actor as the journal names it."""
+        return self.actor or "api"
+
+
+class Deploy(Decision):
+    """A release from a git checkout (`source`: its absolute path), or one that is published (`release`)."""
+
+    source: Annotated[str, Field(max_length=4096)] | None = None
+    revision: Annotated[str, Field(max_length=250)] | None = None
+    dirty: bool = False
+    release: Annotated[str, Field(max_length=100)] | None = None
+    canary: Literal[True] = True
+    queue: bool = False
+    plan: Plan | None = None
+
+
+class Submit(Body):
+    """A training: `config` is the YAML text, its relative paths are those of the folder `cwd`."""
+
+    config: Annotated[str, Field(max_length=1_000_000)]
+    source: Annotated[str, Field(max_length=4096)] = "config"
+    cwd: Annotated[str, Field(max_length=4096)] = ""
+    name: Annotated[str, Field(max_length=200)] = ""
+    canary: Literal["auto", "never"] = "auto"
+    cloud: Annotated[str, Field(max_length=40)] | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    actor: Annotated[str, Field(max_length=200)] = ""
+    dry_run: bool = False
