@@ -33,6 +33,11 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     @staticmethod
+    def say(text: str) -> None:
+        """A line before there is a bar."""
+        print(text, file=sys.stderr, flush=True)
+
+    @staticmethod
     def warn(text: str) -> None:
         """A warning, before there is a bar."""
         print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import torch
 
 from trainer.fast_imports import lean_imports
 from trainer.models.clip_vocab import clip_tokenizer
+from trainer.quiet import quiet
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -21,13 +22,14 @@ def make_sd(
     layers: int = 1, seed: int = 0,
 ) -> None:
     """Write a Stable Diffusion pipeline as a diffusers folder: a UNet of `channels`, a VAE that halves the side
-    once, a CLIP text encoder of `width`. The same arguments give the same weights."""
+    three times, a CLIP text encoder of `width`. The same arguments give the same weights."""
     with lean_imports():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from transformers.models.clip.configuration_clip import CLIPTextConfig
         from transformers.models.clip.modeling_clip import CLIPTextModel
 
+    quiet()
     tokenizer = clip_tokenizer(vocabulary)
     depth = len(channels)
     with torch.random.fork_rng(devices=[]):
@@ -39,8 +41,8 @@ def make_sd(
             cross_attention_dim=width, attention_head_dim=8, norm_num_groups=8,
         )
         vae = AutoencoderKL(
-            block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8, sample_size=64,
+            block_out_channels=(16, 16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=64,
         )
         text = CLIPTextModel(CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
@@ -72,6 +74,7 @@ def make_lm(folder: Path, *, width: int = 32, layers: int = 2, seed: int = 0) ->
         from transformers.models.llama.configuration_llama import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+    quiet()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     words = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))

@@ -54,6 +54,12 @@ def _modules(value: Any) -> Any:
     return value
 
 
+def default_cache_root() -> Path:
+    """$LORA_OPS_CACHE, or ~/.cache/lora-ops."""
+    named = os.environ.get("LORA_OPS_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lora-ops"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -145,10 +151,7 @@ class TrainConfig(_Strict):
     @property
     def cache_root(self) -> Path:
         """The effective cache folder."""
-        if self.cache_dir is not None:
-            return self.cache_dir
-        named = os.environ.get("LORA_OPS_CACHE")
-        return Path(named).expanduser() if named else Path.home() / ".cache" / "lora-ops"
+        return self.cache_dir if self.cache_dir is not None else default_cache_root()
 
     def to_yaml(self) -> str:
         """YAML of the keys that were given, and of no defaults: another release of the trainer may not

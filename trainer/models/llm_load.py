@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from trainer.cache import Cache
 from trainer.errors import ModelError
 from trainer.fast_imports import lean_imports
 from trainer.models.sniff import BaseModel
+from trainer.progress import Progress
+from trainer.quiet import quiet
 
 GGUF_CODE = 1
 """Raise it when the conversion below writes something else."""
@@ -32,13 +36,15 @@ def _convert(gguf: Path, folder: Path) -> None:
         import gguf as _  # noqa: F401
     except ImportError:
         raise ModelError(f"{gguf} is a GGUF file, and the package gguf is not installed.", "pip install gguf") from None
-    quiet()
     with lean_imports():
         from transformers import AutoModelForCausalLM, AutoTokenizer
+    quiet()
+    Progress.say(f"reading {gguf.name} for the first time takes up to a minute; the result is kept in the cache.")
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(**where)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer: Any = AutoTokenizer.from_pretrained(**where)
+            model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{gguf} cannot be read by transformers: {_first_line(error)}",
                          "Use the model's safetensors folder.") from error
@@ -62,22 +68,14 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
     """The causal LM of a model folder, in `dtype`, on the CPU. Raises ModelError."""
-    quiet()
     with lean_imports():
         from transformers import AutoModelForCausalLM
+    quiet()
     try:
         return AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}",
                          "Copy the whole model folder again.") from error
-
-
-def quiet() -> None:
-    """No progress bars and no reports of transformers on our stderr."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.errors import ModelError
 from trainer.models.base import Setup
+from trainer.quiet import quiet
 
 Encoders = tuple[Any, nn.Module]
 
@@ -74,6 +75,7 @@ class FolderParts(Parts):
         return self._load(CLIPTokenizer, "tokenizer"), model
 
     def _load(self, kind: Any, part: str, **options: Any) -> Any:
+        quiet()
         try:
             return kind.from_pretrained(str(self.root / part), local_files_only=True, **options)
         except (OSError, ValueError, KeyError) as error:
