@@ -55,11 +55,7 @@ def cloud_table(items: list[dict[str, Any]]) -> list[str]:
 
 
 def _turn(session: Session, verb: str, cloud: str, reason: str, question: str = "") -> None:
-    if session.dry_run:
-        document = session.api.get(f"/clouds/{cloud}")
-        session.emit({**document, "dry_run": True}, [f"would {verb} {cloud}"], [cloud])
-        return
     if question:
         session.confirm(question, destructive=True)
-    document = session.api.post(f"/clouds/{cloud}/{verb}", {"reason": reason})
-    session.emit(document, [f"{verb}: {cloud}"], [cloud])
+    document = session.api.post(f"/clouds/{cloud}/{verb}", session.decision(reason))
+    session.emit(document, [f"{'would ' if session.dry_run else ''}{verb} {cloud}"], [cloud])

@@ -65,8 +65,7 @@ def deploy(
         "canary": True,  # there is no other way, with or without the option
         "queue": queue,
         "plan": _weights(plan),
-        "reason": reason,
-        "dry_run": session.dry_run,
+        **session.decision(reason),
     }
     if session.dry_run:
         answer = session.api.post("/rollouts", body)

@@ -10,7 +10,7 @@ import typer
 from cli import follow
 from cli.session import Session
 from cli.text import ago, paint, short, table
-from lora_ops.errors import NotFoundError
+from lora_ops.errors import ConflictError, NotFoundError
 
 Json = dict[str, Any]
 RolloutId = Annotated[
@@ -102,8 +102,24 @@ def follow_rollout(session: Session, name: str, *, wait_approval: bool) -> int:
         phase = document.get("phase")
         return phase in FINAL or (phase == "awaiting-approval" and not wait_approval)
 
+    queued = False
+
+    def fetch() -> Json:
+        nonlocal queued
+        try:
+            document = session.api.get(f"/rollouts/{name}")
+        except NotFoundError as error:
+            if not queued:
+                raise
+            message = f"Rollout {name} left the queue before it started."
+            raise ConflictError(
+                message, "A newer one of its source overtook it, or someone aborted it."
+            ) from error
+        queued = document.get("phase") == "queued"
+        return document
+
     view = follow.View(
-        fetch=lambda: session.api.get(f"/rollouts/{name}"),
+        fetch=fetch,
         done=done,
         line=one_line,
         lines=lambda document: picture(document, session.api.now),

@@ -95,13 +95,11 @@ def cancel(
     reason: Annotated[str, typer.Option("--reason", "-m", help="Why, for the journal.")] = "",
 ) -> None:
     """Cancel a request. Its checkpoints stay."""
-    if session.dry_run:
-        document = session.api.get(f"/requests/{request}")
-        session.emit({**document, "dry_run": True}, [f"would cancel {one_line(document)}"], [request])
-        return
     session.confirm(f"Cancel {request}?", destructive=True)
-    document = session.api.post(f"/requests/{request}/cancel", {"reason": reason})
-    session.emit(document, [f"cancel: {one_line({'id': request, **document})}"], [request])
+    document = session.api.post(f"/requests/{request}/cancel", session.decision(reason))
+    session.emit(
+        document, [f"{'would cancel' if session.dry_run else 'cancel:'} {one_line(document)}"], [request]
+    )
 
 
 def retry(
@@ -111,11 +109,10 @@ def retry(
     timeout: Timeout = None,
 ) -> int:
     """Submit a finished request anew: a new request that names the old one."""
+    document = session.api.post(f"/requests/{request}/retry", session.decision())
     if session.dry_run:
-        document = session.api.get(f"/requests/{request}")
-        session.emit({**document, "dry_run": True}, [f"would submit anew {one_line(document)}"], [request])
+        session.emit(document, [f"would submit anew {one_line(document)}"], [request])
         return 0
-    document = session.api.post(f"/requests/{request}/retry")
     name = str(document["id"])
     if wait:
         session.note(f"request {name}")
@@ -188,7 +185,9 @@ def picture(document: Json, now: datetime) -> list[str]:
     for key in ("progress", "result", "error"):
         if document.get(key):
             lines += ["", f"{key}:", *pairs(document[key], "  ")]
-    lineage = {key: document.get(key) for key in ("dataset", "config_digest", "retries")}
+    lineage = {
+        key: document.get(key) for key in ("dataset", "dataset_digest", "config_digest", "retry_of", "probe")
+    }
     return [*lines, "", *pairs(lineage)]
 
 

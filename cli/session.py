@@ -87,6 +87,10 @@ class Session:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
+    def decision(self, reason: str = "") -> dict[str, Any]:
+        """The body of a writing request: who, why, and whether only to say what would happen."""
+        return {"reason": reason, "actor": actor(), "dry_run": self.dry_run}
+
     def confirm(self, question: str, *, destructive: bool) -> None:
         """Ask on a terminal; off it, what destroys something needs `--yes`, the rest goes on.
 

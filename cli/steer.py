@@ -69,9 +69,8 @@ def _act(
         name = rollout or _active(session, verb)
         if question:
             session.confirm(question.format(id=name), destructive=True)
-        body = {"reason": reason, "actor": actor(), "dry_run": session.dry_run}
         try:
-            document = session.api.post(f"/rollouts/{name}/{verb}", body)
+            document = session.api.post(f"/rollouts/{name}/{verb}", session.decision(reason))
         except UnreachableError as error:
             raise _with_way_out(error, verb) from error
     done = f"{verb} would give" if session.dry_run else f"{verb}:"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.runs import Timeout, follow_request
-from cli.session import Session
+from cli.session import Session, actor
 from cli.text import pairs
 from lora_ops.errors import ConfigError, UsageError
 
@@ -56,6 +56,7 @@ def train(
         "canary": canary,
         "cloud": cloud,
         "idempotency_key": key or uuid.uuid4().hex,
+        "actor": actor(),
         "dry_run": session.dry_run,
     }
     document = session.api.post("/requests", body, tries=SENDS)

@@ -243,6 +243,7 @@ def test_deploy_sends_the_checkout(cli, serve, tmp_path):
     assert status == 0
     assert f"lora-ops rollout watch {ID}" in out
     [body] = serve.bodies("POST /api/rollouts")
+    assert body.pop("actor")
     assert body == {
         "source": str(tmp_path), "revision": None, "dirty": False, "release": None,
         "canary": True, "queue": True, "plan": [10, 50, 100], "reason": "why", "dry_run": False,
@@ -282,6 +283,14 @@ def test_deploy_wait(cli, serve, phase, code):
     assert status == code
     assert json.loads(out)["phase"] == phase
     assert ID in err
+
+
+def test_a_queued_rollout_that_is_overtaken_ends_the_watch(cli, serve):
+    gone = {"error": {"kind": "not-found", "message": "no such rollout", "hint": "", "details": []}}
+    serve.answers[f"GET /api/rollouts/{ID}"] = [(200, rollout("queued")), (404, gone)]
+    status, _, err = cli("rollout", "watch", ID)
+    assert status == 6
+    assert "left the queue" in err
 
 
 def test_a_second_deploy_is_refused_with_the_first_ones_id(cli, serve):

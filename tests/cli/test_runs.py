@@ -31,7 +31,9 @@ def test_train_submits_the_file_as_it_is(cli, serve, config, tmp_path):
     status, out, err = cli("train", config, "--canary", "never", "--cloud", "west", "--idempotency-key", "k")
     assert (status, err) == (0, "")
     assert f"lora-ops runs watch {ID}" in out
-    assert serve.bodies("POST /api/requests") == [
+    [body] = serve.bodies("POST /api/requests")
+    assert body.pop("actor")
+    assert [body] == [
         {
             "config": "lora_rank: 8  # größer\n", "source": "style.yaml", "cwd": str(tmp_path),
             "name": "style", "canary": "never", "cloud": "west", "idempotency_key": "k", "dry_run": False,
@@ -125,23 +127,26 @@ def test_logs_follow_to_the_last_byte(cli, serve):
 
 
 def test_cancel_needs_yes_off_a_terminal(cli, serve):
-    serve.on(f"GET /api/requests/{ID}", request())
     serve.on(f"POST /api/requests/{ID}/cancel", {"id": ID, "state": "cancelled"})
     assert cli("runs", "cancel", ID)[0] == 2
+    assert serve.calls == []
     assert "would cancel" in cli("runs", "cancel", ID, "--dry-run")[1]
-    assert serve.bodies(f"POST /api/requests/{ID}/cancel") == []
     assert cli("runs", "cancel", ID, "--yes", "--reason", "typo")[0] == 0
-    assert serve.bodies(f"POST /api/requests/{ID}/cancel") == [{"reason": "typo"}]
+    dry, real = serve.bodies(f"POST /api/requests/{ID}/cancel")
+    assert (dry["dry_run"], real["dry_run"], real["reason"]) == (True, False, "typo")
 
 
 def test_retry_is_a_new_request(cli, serve):
-    serve.on(f"GET /api/requests/{ID}", request("failed"))
     serve.on(f"POST /api/requests/{ID}/retry", {"id": "req-2"}, status=201)
     serve.on("GET /api/requests/req-2", request("succeeded", id="req-2"))
-    assert cli("runs", "retry", ID, "--dry-run")[0] == 0
-    assert serve.bodies(f"POST /api/requests/{ID}/retry") == []
+    assert "would submit anew" in cli("runs", "retry", ID, "--dry-run")[1]
     assert cli("runs", "retry", ID, "-q")[1] == "req-2\n"
     assert cli("runs", "retry", ID, "--wait")[0] == 0
+    assert [body["dry_run"] for body in serve.bodies(f"POST /api/requests/{ID}/retry")] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_releases(cli, serve):
@@ -170,10 +175,11 @@ def test_clouds(cli, serve):
     assert cli("cloud", "ls", "-q")[1] == "east\n"
     assert json.loads(cli("cloud", "show", "east", "--json")[1])["size"] == 2
     assert cli("cloud", "drain", "east")[0] == 2
-    assert "would drain" in cli("cloud", "drain", "east", "--dry-run")[1]
     assert serve.bodies("POST /api/clouds/east/drain") == []
+    assert "would drain" in cli("cloud", "drain", "east", "--dry-run")[1]
     assert cli("cloud", "drain", "east", "--yes", "--reason", "upgrade")[0] == 0
-    assert serve.bodies("POST /api/clouds/east/drain") == [{"reason": "upgrade"}]
+    dry, real = serve.bodies("POST /api/clouds/east/drain")
+    assert (dry["dry_run"], real["dry_run"], real["reason"]) == (True, False, "upgrade")
 
 
 def test_status(cli, serve):
