@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -78,6 +79,11 @@ class StoreClock:
             moment = self._monotonic()
             drift = (moment - self._offset.measured) * MAX_DRIFT
             return Interval(moment + self._offset.low - drift, moment + self._offset.high + drift)
+
+    def close(self) -> None:
+        """Remove this process's object from the store: call it when the process ends. Never raises."""
+        with contextlib.suppress(StoreError):
+            self._store.delete(self._key)
 
     def _refresh(self) -> None:
         moment = self._monotonic()

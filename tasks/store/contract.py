@@ -257,6 +257,22 @@ class StoreContract:
         assert "contract" in store.list_folders("")
         assert not any(name.startswith(".") for name in store.list_folders(""))
 
+    def test_lists_while_others_write_and_delete(self, store: Store, at: str) -> None:
+        store.put(f"{at}/stays", b"")
+
+        def churn(me: int) -> None:
+            for n in range(15):
+                store.put(f"{at}/{me}/{n}", b"x")
+                store.delete(f"{at}/{me}/{n}")
+
+        with ThreadPoolExecutor(8) as pool:
+            churning = [pool.submit(churn, me) for me in range(3)]
+            lists = [pool.submit(store.list, folder) for folder in [at, ""] * 8]
+            assert all(f"{at}/stays" in [m.key for m in found.result()] for found in lists)
+            for done in churning:
+                done.result()
+        assert [m.key for m in store.list(at)] == [f"{at}/stays"]
+
     # --- delete ---
 
     def test_delete(self, store: Store, at: str) -> None:

@@ -52,8 +52,9 @@ class FileStore(ObstoreStore):
         self._write(key, lambda file: file.write(data), os.replace)
 
     def create(self, key: str, data: bytes) -> None:
-        if self._path(key).exists():  # saves the write; the link below decides
-            raise ObjectExists(f"`{key}` exists already in {self.url}.")
+        with self._disk_errors(key):
+            if self._path(key).is_file():  # saves the write; the link below decides
+                raise ObjectExists(f"`{key}` exists already in {self.url}.")
         self._write(key, lambda file: file.write(data), os.link)
 
     def put_file(self, key: str, path: Path) -> None:

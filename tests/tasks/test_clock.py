@@ -178,6 +178,15 @@ def test_on_a_real_store(file_store: Store) -> None:
     assert isinstance(before, Interval)
 
 
+def test_closing_removes_its_object(memory_store: Store) -> None:
+    clock = StoreClock(memory_store, "me")
+    assert clock.ok
+    assert [m.key for m in memory_store.list("clock")] == ["clock/me"]
+    clock.close()
+    assert memory_store.list("clock") == []
+    StoreClock(FaultyStore(memory_store, lambda method, key: Fault.NO_REQUEST), "me").close()
+
+
 def test_the_monotonic_clock_does_not_go_back() -> None:
     readings = [monotonic() for _ in range(100)]
     assert readings == sorted(readings)

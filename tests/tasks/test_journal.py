@@ -88,6 +88,19 @@ def test_the_newest_is_found_without_a_list(memory_store: Store) -> None:
     assert [method for method, _ in counted.calls] == ["get", "get"]
 
 
+def test_reading_an_old_entry_does_not_forget_the_newest(memory_store: Store) -> None:
+    counted = FaultyStore(memory_store, lambda method, key: None)
+    mine = journal(counted)
+    for n in range(5):
+        mine.append(event(f"e{n}"), n)
+    mine.read(0)
+    counted.calls.clear()
+    last = mine.read_last()
+    assert last is not None
+    assert last.seq == 4
+    assert len(counted.calls) == 1
+
+
 def test_other_objects_below_the_prefix_are_none_of_its_business(store: Store) -> None:
     mine = journal(store, "requests/r1")
     store.put("requests/r1/config.yaml", b"a: 1")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from obstore.store import MemoryStore
 
 from lora_ops.errors import ObjectExists, StoreLies
 from tasks.store import Metas, Store, open_store, prove_create_only
 from tasks.store.contract import StoreContract
 from tasks.store.faulty import FaultyStore
+from tasks.store.obstore_store import ObstoreStore
 
 
 class TestFileStore(StoreContract):
@@ -31,6 +35,14 @@ class TestS3Store(StoreContract):
 
 def no_fault(method: str, key: str) -> None:
     return None
+
+
+def test_times_are_rounded_down_to_the_resolution() -> None:
+    """Some servers' lists say milliseconds where their heads say seconds; moto's do not."""
+    coarse = ObstoreStore("memory://coarse", MemoryStore(), time_resolution=1.0)
+    coarse.put("a", b"")
+    stamps = [coarse.head("a").last_modified, coarse.get("a").last_modified, coarse.list("")[0].last_modified]
+    assert stamps == [math.floor(stamps[0])] * 3
 
 
 class LyingStore(FaultyStore):
