@@ -21,7 +21,7 @@ import yaml
 import flows
 from flows.context import FlowContext
 from lora_ops import SCHEMA_VERSION, keys
-from lora_ops.errors import ObjectExists, Refused
+from lora_ops.errors import ObjectExists, Refused, StoreError, StoreUnavailable
 from lora_ops.gates.samples import Sample
 from lora_ops.lease import canary_open, may_start
 from lora_ops.request import Attempt as Record
@@ -89,6 +89,19 @@ class Attempt:
         record, order = self.read_record()
         self.check_code(record)
         self.admit(record, order)
+        try:
+            return await self.train(record, order)
+        except (Outcome, StoreUnavailable):
+            raise
+        except Exception as error:  # the release's own code: told at once, not left to a deadline
+            cause = "store_away" if isinstance(error, StoreError) else "trainer_error"
+            message = f"{type(error).__name__}: {error}"
+            self.sample(record, cause=cause, message=message, order=order)
+            self.end("attempt-lost" if cause == "store_away" else "attempt-failed", cause, message)
+            raise Outcome("Failed", message) from error
+
+    async def train(self, record: Record, order: Order) -> str:
+        """Prepare, run the trainer, publish."""
         config, resume = self.prepare(order)
         child = TrainerChild(
             config,
@@ -285,9 +298,8 @@ class Attempt:
         self.write_lineage(record, order)
         if record.rollout and not self.sampled:
             self.sample(record, ended=True, order=order)
-        shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
         prefix = keys.artifacts(self.request, self.n)
-        upload_folder(self.store, prefix, self.output)
+        upload_folder(self.store, prefix, self.artifact())
         self.beat(child)
         files = (self.facts.result or {}).get("files", [])
         self.end_with(
@@ -310,6 +322,17 @@ class Attempt:
         hint = str(failure.get("hint") or "")
         self.end("attempt-failed", cause, f"{message} {hint}".strip())
         raise Outcome("Failed", f"{cause}: {message}")
+
+    def artifact(self) -> Path:
+        """What is kept: the plain files of the output, without checkpoints (those are in the store)."""
+        folder = self.folder / "artifact"
+        for path in sorted(self.output.rglob("*")):
+            relative = path.relative_to(self.output)
+            if path.is_file() and not path.is_symlink() and relative.parts[0] != "checkpoints":
+                target = folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, target)
+        return folder
 
     def write_lineage(self, record: Record, order: Order) -> None:
         """What this artifact was made from."""

@@ -82,6 +82,10 @@ def submit_verification(platform: Platform, rollout_id: str, cloud: str, turn: s
 
     `turn`: which pointer is verified (`promoted` or `restored`), since a rollout may move it twice.
     """
+    request_id = derived_id(rollout_id, f"verify/{cloud}/{turn}")
+    known = platform.request(request_id)
+    if known.order is not None:
+        return known
     try:
         text = _changed(platform, rollout_id, max_steps=1)
     except ObjectMissing:
@@ -95,7 +99,7 @@ def submit_verification(platform: Platform, rollout_id: str, cloud: str, turn: s
         canary=False,
         pin=Pin(cloud=cloud),
         verifies=f"{rollout_id}/{turn}",
-        request_id=derived_id(rollout_id, f"verify/{cloud}/{turn}"),
+        request_id=request_id,
         max_attempts=4,
     )
 

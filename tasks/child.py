@@ -20,7 +20,9 @@ _PR_SET_PDEATHSIG = 1
 class TrainerChild:
     """`python -m trainer` in a folder of its own. It dies with its parent, however that dies."""
 
-    def __init__(self, config: Path, output_dir: Path, log: Path, root: Path, *, resume: str, cache: Path) -> None:
+    def __init__(
+        self, config: Path, output_dir: Path, log: Path, root: Path, *, resume: str, cache: Path
+    ) -> None:
         """`root`: the folder that holds the bundle's `trainer`. `resume`: a checkpoint folder or `never`."""
         self.output_dir = output_dir
         self.log = log
@@ -102,8 +104,6 @@ def child_env(root: Path, cache: Path) -> Mapping[str, str]:
         "PYTHONUNBUFFERED": "1",
         "LORA_OPS_CACHE": str(cache),
     }
-
-
 
 
 def _die_with_parent() -> None:

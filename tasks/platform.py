@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import JournalError, ObjectMissing
-from lora_ops.gates.samples import Sample, Start
+from lora_ops.gates.samples import Sample, Start, read_sample, read_start
 from lora_ops.gates.verdict import Look
 from lora_ops.lease import lease_until
 from lora_ops.request import RequestState, apply_request
@@ -141,10 +141,10 @@ class Platform:
         """Every start and sample of the rollout that the store holds now."""
         evidence = self._of(rollout_id)
         for key, data, time in self._unread(keys.starts(rollout_id), evidence.starts):
-            evidence.starts[key] = Start.model_validate(_json(key, data))
+            evidence.starts[key] = read_start(data, key)
             evidence.times[key] = time
         for key, data, time in self._unread(keys.samples(rollout_id), evidence.samples):
-            evidence.samples[key] = Sample.model_validate(_json(key, data))
+            evidence.samples[key] = read_sample(data, key)
             evidence.times[key] = time
         return list(evidence.starts.values()), list(evidence.samples.values())
 
@@ -155,9 +155,10 @@ class Platform:
         return sorted(timed, key=lambda pair: pair[0])
 
     def started_before(self, rollout_id: str, moment: float) -> set[tuple[str, int]]:
-        """(request, attempt) of the starts older than `moment` (after `attempts`)."""
+        """(request, attempt) of the starts and samples older than `moment` (after `attempts`)."""
         evidence = self._of(rollout_id)
-        return {start.key for key, start in evidence.starts.items() if evidence.times[key] < moment}
+        facts = {**evidence.starts, **evidence.samples}
+        return {fact.key for key, fact in facts.items() if evidence.times[key] < moment}
 
     def lease_until(self, rollout: Rollout) -> float | None:
         """When the active step's lease ends (seconds since the epoch); None when there is none."""

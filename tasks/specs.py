@@ -28,7 +28,9 @@ def load_spec(path: Path) -> PlatformSpec:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Write one with `lora-ops init`.") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}.", "Write one with `lora-ops init`."
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
     spec = parse_spec(text, str(path))

@@ -123,13 +123,13 @@ def down(
 
 def bring_up(local: Local, say: Callable[[str], None]) -> None:
     """Start what is missing and wait until it answers. Raises LoraOpsError naming what did not."""
+    use_prefect(local)
     from tasks.daemons import Daemon, only_one
     from tasks.prefect_api import PrefectApi
     from tasks.store import open_store
 
     with only_one(local.base, "up"):
         store = open_store(local.spec.store, prove=True)
-        os.environ.update({key: value for key, value in local.env().items() if key.startswith("PREFECT_")})
         prefect = PrefectApi(local.prefect_url)
         server = Daemon("prefect-server", local.base)
         if not prefect.ok():
@@ -146,6 +146,11 @@ def bring_up(local: Local, say: Callable[[str], None]) -> None:
         register(prefect, local.spec)
         _start_workers(local, say)
         _start_serve(local, say)
+
+
+def use_prefect(local: Local) -> None:
+    """Point this process at the platform's Prefect; before prefect is imported, which reads it once."""
+    os.environ.update({key: value for key, value in local.env().items() if key.startswith("PREFECT_")})
 
 
 def bring_down(local: Local, say: Callable[[str], None]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli.local.platform import SpecOption, find_local
+from cli.local.platform import SpecOption, find_local, use_prefect
 from lora_ops.errors import ConflictError
 
 TOKEN_ENV = "LORA_OPS_TOKEN"
@@ -32,7 +32,7 @@ def serve(
         raise ConflictError(
             f"port {at} is in use.", "Stop what listens there, or choose another with `--port` or `serve.port`."
         )
-    os.environ.update({key: value for key, value in local.env().items() if key.startswith("PREFECT_")})
+    use_prefect(local)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     import uvicorn
