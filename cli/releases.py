@@ -16,7 +16,7 @@ def ls(session: Session) -> None:
     rows = [
         [
             short(item.get("digest")),
-            item.get("revision"),
+            str(item.get("revision") or "-")[:12],
             ago(item.get("created"), session.api.now),
             _where(item.get("clouds")),
         ]

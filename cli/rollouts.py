@@ -41,7 +41,7 @@ def ls(
             item.get("id"),
             item.get("phase"),
             short(item.get("release")),
-            item.get("revision"),
+            str(item.get("revision") or "-")[:12],
             ago(item.get("started") or item.get("updated"), now),
             item.get("reason"),
         ]
