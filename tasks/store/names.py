@@ -19,8 +19,8 @@ _MAX_SEGMENT_BYTES = 255  # a file's name on a local disk
 def check_key(key: str) -> str:
     """The key itself; StoreError when not every store could hold it.
 
-    A key is segments joined by `/`: none empty, `.` or `..`, no control characters, no `#<number>` at the
-    end, at most 255 bytes of UTF-8 a segment and 1024 in all.
+    A key is segments joined by `/`: none empty, `.` or `..`, no control characters, no backslash, no
+    `#<number>` at the end, at most 255 bytes of UTF-8 a segment and 1024 in all.
     """
     segments = key.split("/")
     reason = ""
@@ -28,6 +28,8 @@ def check_key(key: str) -> str:
         reason = "it has an empty, `.` or `..` segment"
     elif any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in key):
         reason = "it has a control character or half of a surrogate pair"
+    elif "\\" in key:
+        reason = "it has a backslash, which Azure takes for a `/`"
     elif _STAGED.match(segments[-1]):
         reason = "it ends in `#` and a number"
     elif segments[0] == RESERVED:
