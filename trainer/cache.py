@@ -105,7 +105,12 @@ class Cache:
     def file_digest(self, path: Path) -> str:
         """Hex sha256 of a large file, remembered by its real path, size, time and inode."""
         stat = path.stat()
-        key = {"path": os.path.realpath(path), "size": stat.st_size, "mtime": stat.st_mtime_ns, "inode": stat.st_ino}
+        key = {
+            "path": os.path.realpath(path),
+            "size": stat.st_size,
+            "mtime": stat.st_mtime_ns,
+            "inode": stat.st_ino,
+        }
         known = self.find("digests", key, "")
         if known is not None and len(text := known.read_text()) == 64:
             return text

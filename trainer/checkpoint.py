@@ -1,7 +1,8 @@
-"""Checkpoints: `checkpoints/step-000100/` holds the adapter, the optimizer and `state.json`, whole or not at all.
+"""Checkpoints: `checkpoints/step-000100/` holds the adapter, the optimizer and `state.json`.
 
-A folder is filled under a temporary name, fsynced and renamed; `latest` is written after that. `state.json` holds
-the sha256 of the others, so that a torn copy is known as one. No pickle: a checkpoint from elsewhere runs no code.
+A folder is filled under a temporary name, fsynced and renamed; `latest` is written after that. `state.json`
+holds the sha256 of the others, so that a torn copy is known as one. No pickle: a checkpoint from elsewhere
+runs no code.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ class Checkpoint:
 
 
 def save(
-    output_dir: Path, step: int, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor],
-    identity: Mapping[str, Any], keep_last: int,
+    output_dir: Path,
+    step: int,
+    adapter: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    identity: Mapping[str, Any],
+    keep_last: int,
 ) -> Path:
     """Write the checkpoint of `step` and drop all but the newest `keep_last` up to it."""
     from trainer.export.tensor_file import serialize
@@ -52,8 +57,12 @@ def save(
     try:
         files = {ADAPTER: serialize(adapter), OPTIMIZER: serialize(optimizer)}
         state = {
-            "format": FORMAT, "step": step, "identity": dict(identity),
-            "files": {name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()},
+            "format": FORMAT,
+            "step": step,
+            "identity": dict(identity),
+            "files": {
+                name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()
+            },
         }
         files[STATE] = (json.dumps(state, indent=1, sort_keys=True) + "\n").encode()
         for name, data in files.items():
@@ -66,7 +75,7 @@ def save(
         shutil.rmtree(made, ignore_errors=True)
         raise
     write_atomic(parent / LATEST, f"{final.name}\n".encode())
-    for old in _steps(parent)[:-keep_last or None]:
+    for old in _steps(parent)[: -keep_last or None]:
         if old[0] < step:
             shutil.rmtree(old[1], ignore_errors=True)
     return final
@@ -95,7 +104,9 @@ def load(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
-            raise CheckpointError(f"The checkpoint {path} has format {state['format']}; this trainer reads {FORMAT}.")
+            raise CheckpointError(
+                f"The checkpoint {path} has format {state['format']}; this trainer reads {FORMAT}."
+            )
         for name, known in state["files"].items():
             file = path / Path(name).name
             if file.stat().st_size != known["size"] or sha256_file(file) != known["sha256"]:
@@ -110,13 +121,11 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"The checkpoint {path} is torn: {STATE} cannot be read ({error}).") from None
 
 
-def find(
-    output_dir: Path, resume: str, identity: Mapping[str, Any]
-) -> tuple[Checkpoint | None, list[str]]:
+def find(output_dir: Path, resume: str, identity: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to go on from, and what was refused on the way, by name.
 
-    `resume` is `never`, `auto` (the newest whole one in `output_dir` that belongs to this training) or a path: of a
-    checkpoint, or of a folder that holds some. Raises CheckpointError when a path was given and cannot be used.
+    `resume` is `never`, `auto` (the newest whole one in `output_dir` that belongs to this training) or a path:
+    of a checkpoint, or of a folder that holds some. Raises CheckpointError if a given path cannot be used.
     """
     if resume == "never":
         return None, []
@@ -140,13 +149,17 @@ def find(
             continue
         return checkpoint, refused
     if given is not None:
-        raise CheckpointError(refused[0] if refused else f"{given} holds no checkpoint.",
-                              "Name another one, or use resume: never to start anew.")
+        raise CheckpointError(
+            refused[0] if refused else f"{given} holds no checkpoint.",
+            "Name another one, or use resume: never to start anew.",
+        )
     return None, refused
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`key was x, is y` for each key that both know and that differs (another release may know more keys)."""
     return [
-        f"{key} was {then[key]}, is {now[key]}" for key in sorted(set(then) & set(now)) if then[key] != now[key]
+        f"{key} was {then[key]}, is {now[key]}"
+        for key in sorted(set(then) & set(now))
+        if then[key] != now[key]
     ]

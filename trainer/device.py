@@ -18,8 +18,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError([f"`device` is {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
-                           "devices here."], "Use device: auto or cpu, or mend the driver.")
+        raise ConfigError(
+            [
+                f"`device` is {name}: torch {torch.__version__} sees {torch.cuda.device_count()} of them here."
+            ],
+            "Use device: auto or cpu, or mend the driver.",
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(["`device` is mps: there is none here."], "Use device: auto.")
     return device

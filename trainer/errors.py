@@ -38,8 +38,10 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[str], hint: str = "") -> None:
         self.problems = tuple(problems)
-        head = self.problems[0] if len(self.problems) == 1 else "\n  ".join(
-            [f"{len(self.problems)} errors in the config:", *self.problems]
+        head = (
+            self.problems[0]
+            if len(self.problems) == 1
+            else "\n  ".join([f"{len(self.problems)} errors in the config:", *self.problems])
         )
         super().__init__(head, hint)
 
@@ -86,13 +88,13 @@ def explain(error: BaseException, where: str = "") -> TrainerError:
         place = error.filename or where or "the output folder"
         return DiskFullError(
             f"The disk is full: nothing more could be written to {place}.",
-            "The last whole checkpoint was kept. Free some space (or lower keep_last) and run the same command again.",
+            "The last whole checkpoint was kept. Free some space (or lower keep_last) and run the command again.",
         )
     if _is_out_of_memory(error, text):
         return OutOfMemory(
             f"Out of memory{f' in {where}' if where else ''}: {text.splitlines()[0]}",
-            "Halve batch_size and double gradient_accumulation (the same effective batch), or lower resolution "
-            "or max_length.",
+            "Halve batch_size and double gradient_accumulation (the same effective batch), or lower "
+            "resolution or max_length.",
         )
     return TrainerError(
         f"{type(error).__name__}{f' in {where}' if where else ''}: {text}",

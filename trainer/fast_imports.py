@@ -13,8 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NEVER_USED = (
-    "boto3", "botocore", "bs4", "cv2", "datasets", "flax", "jax", "librosa", "matplotlib", "numba", "onnx",
-    "pandas", "scipy", "sklearn", "tensorflow", "torchvision",
+    "boto3",
+    "botocore",
+    "bs4",
+    "cv2",
+    "datasets",
+    "flax",
+    "jax",
+    "librosa",
+    "matplotlib",
+    "numba",
+    "onnx",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "tensorflow",
+    "torchvision",
 )
 
 _hide = False

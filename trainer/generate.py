@@ -1,4 +1,4 @@
-"""`python -m trainer.generate --base-model M [--adapter DIR] --prompt P`: greedy answers of a language model."""
+"""`python -m trainer.generate --base-model M --prompt P`: the greedy answer of a language model."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ class Talker:
 
     def answer(self, prompt: str, max_new_tokens: int = 64) -> str:
         """The greedy answer to one user message, without special tokens."""
-        from trainer.data.chat_tokens import render
-
         import torch
+
+        from trainer.data.chat_tokens import render
 
         text = render(self.tokenizer, [("user", prompt)], prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         stop = self.tokenizer.eos_token_id
         with torch.inference_mode():
             out = self.model.generate(
-                **ids, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop,
+                **ids,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=stop,
                 pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stop,
             )
-        answer: str = self.tokenizer.decode(out[0, ids.input_ids.shape[1]:], skip_special_tokens=True)
+        answer: str = self.tokenizer.decode(out[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
         return answer.strip()
 
     def adapt(self, folder: Path) -> None:
@@ -69,7 +72,11 @@ def talker(base_model: Path, cache_dir: Path | None = None) -> Talker:
 
 
 def generate(
-    base_model: Path, prompt: str, adapter: Path | None = None, *, max_new_tokens: int = 64,
+    base_model: Path,
+    prompt: str,
+    adapter: Path | None = None,
+    *,
+    max_new_tokens: int = 64,
     cache_dir: Path | None = None,
 ) -> str:
     """The greedy answer of `base_model` (with `adapter`, if one is given) to `prompt`. Raises ModelError."""
@@ -86,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, help="folder with adapter_config.json")
     parser.add_argument("--prompt", required=True, help="one user message")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--compare", action="store_true", help="answer without and with the adapter, loading once")
+    parser.add_argument(
+        "--compare", action="store_true", help="answer without and with the adapter, loading once"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     args = parser.parse_args(argv)
     if args.compare and args.adapter is None:

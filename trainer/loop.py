@@ -28,10 +28,10 @@ from trainer.versions import versions
 with lean_imports():
     import torch
 
-from trainer.device import memory_bytes, pick_device, pick_dtype  # noqa: E402
-from trainer.models.base import Family, Setup, family_of  # noqa: E402
-from trainer.optim.state import Optimizer  # noqa: E402
-from trainer.results import describe_files  # noqa: E402
+from trainer.device import memory_bytes, pick_device, pick_dtype
+from trainer.models.base import Family, Setup, family_of
+from trainer.optim.state import Optimizer
+from trainer.results import describe_files
 
 
 class LoRATrainer:
@@ -56,7 +56,7 @@ class LoRATrainer:
         self._tracker: Tracker | None = None
 
     def request_stop(self) -> None:
-        """Ask the loop to save a checkpoint after the step it is in, and to raise Stopped. Safe in a signal handler."""
+        """Ask the loop to save after the step it is in and to raise Stopped. Safe in a signal handler."""
         self._stop = True
 
     @property
@@ -91,18 +91,27 @@ class LoRATrainer:
                 Progress.warn(text)
             self._tracker = Tracker(config.tracker, config.output_dir, config.model_dump(mode="json"))
             self.events.write(
-                "start", run=config.output_dir.absolute().name, kind=self.base.kind,
-                config_hash=config_hash(self.identity), steps=self.steps, samples=self.samples,
-                resumed_from_step=self._resume.step if self._resume else 0, versions=versions(),
+                "start",
+                run=config.output_dir.absolute().name,
+                kind=self.base.kind,
+                config_hash=config_hash(self.identity),
+                steps=self.steps,
+                samples=self.samples,
+                resumed_from_step=self._resume.step if self._resume else 0,
+                versions=versions(),
                 base_model={"path": str(self.base.path), "family": self.base.family, "digest": digest},
-                dataset_digest=data, warnings=report.warnings, refused_checkpoints=refused,
+                dataset_digest=data,
+                warnings=report.warnings,
+                refused_checkpoints=refused,
             )
 
     def build_model(self) -> None:
         """Load the base model, add the adapter, and restore the checkpoint if there is one."""
         with self._phase("build_model"):
             if self.family is None:
-                raise TrainerError("build_model was called before prepare_data.", "Call prepare_data() first.")
+                raise TrainerError(
+                    "build_model was called before prepare_data.", "Call prepare_data() first."
+                )
             _, parameters = self.family.build()
             self._optimizer = Optimizer(parameters, self.config.weight_decay)
             if self._resume is not None:
@@ -112,7 +121,9 @@ class LoRATrainer:
     def train(self) -> dict[str, Any]:
         """Run the steps that are left, then write the adapter. Returns the `result` event's fields."""
         if self.family is None or self._optimizer is None:
-            raise TrainerError("train was called before build_model.", "Call prepare_data() and build_model() first.")
+            raise TrainerError(
+                "train was called before build_model.", "Call prepare_data() and build_model() first."
+            )
         progress = Progress(self.steps, self.step, self.config.log_every)
         try:
             with self._phase("train"):
@@ -120,7 +131,9 @@ class LoRATrainer:
             with self._phase("export"):
                 files = self.family.export(self.config.output_dir)
                 self.result = {
-                    "step": self.step, "loss": loss, "files": describe_files(self.config.output_dir, files)
+                    "step": self.step,
+                    "loss": loss,
+                    "files": describe_files(self.config.output_dir, files),
                 }
             self.events.write("result", **self.result)
         finally:
@@ -131,8 +144,13 @@ class LoRATrainer:
 
     def _loop(self, family: Family, optimizer: Optimizer, progress: Progress) -> float | None:
         config = self.config
-        log = _StepLog(self.events, self._tracker, progress, self.steps,
-                       1 if self.device.type == "cpu" else config.log_every)
+        log = _StepLog(
+            self.events,
+            self._tracker,
+            progress,
+            self.steps,
+            1 if self.device.type == "cpu" else config.log_every,
+        )
         saved = self.step if self._resume else -1
         while self.step < self.steps:
             if self._stop:
@@ -142,7 +160,9 @@ class LoRATrainer:
             loss, sources = self._accumulate(family)
             norm = optimizer.step(lr, config.max_grad_norm)
             self.step += 1
-            log.add(self.step, loss, lr, norm, began, config.batch_size * config.gradient_accumulation, sources)
+            log.add(
+                self.step, loss, lr, norm, began, config.batch_size * config.gradient_accumulation, sources
+            )
             if self.step % config.save_steps == 0 or self.step == self.steps:
                 log.flush()
                 self._save(optimizer)
@@ -163,7 +183,7 @@ class LoRATrainer:
         total = torch.zeros((), device=self.device)
         for micro, batch in enumerate(batches):
             loss = family.loss(batch, _generator(config.seed, self.step, micro)) / units
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         return total, lambda: [name for batch in batches for name in family.sources(batch)]
 
@@ -191,7 +211,9 @@ def _generator(seed: int, step: int, micro: int) -> torch.Generator:
 class _StepLog:
     """Writes one `step` event a step. On an accelerator the numbers are fetched every `every` steps only."""
 
-    def __init__(self, events: Events, tracker: Tracker | None, progress: Progress, steps: int, every: int) -> None:
+    def __init__(
+        self, events: Events, tracker: Tracker | None, progress: Progress, steps: int, every: int
+    ) -> None:
         self._events, self._tracker, self._progress = events, tracker, progress
         self._steps, self._every = steps, every
         self._waiting: list[tuple[int, torch.Tensor, float, torch.Tensor, int, Callable[[], list[str]]]] = []
@@ -199,7 +221,13 @@ class _StepLog:
         self.last_loss: float | None = None
 
     def add(
-        self, step: int, loss: torch.Tensor, lr: float, norm: torch.Tensor, began: float, samples: int,
+        self,
+        step: int,
+        loss: torch.Tensor,
+        lr: float,
+        norm: torch.Tensor,
+        began: float,
+        samples: int,
         sources: Callable[[], list[str]],
     ) -> None:
         """Note step `step` (1-based), which began at `began` seconds of perf_counter."""
@@ -217,14 +245,18 @@ class _StepLog:
         memory = memory_bytes()
         for (step, _, lr, _, samples, sources), (loss, norm) in zip(self._waiting, values, strict=True):
             numbers = {
-                "loss": loss, "lr": lr, "grad_norm": norm, "step_s": round(step_s, 4),
-                "samples_per_s": round(samples / step_s, 3), "memory_bytes": memory,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": norm,
+                "step_s": round(step_s, 4),
+                "samples_per_s": round(samples / step_s, 3),
+                "memory_bytes": memory,
             }
             self._events.write("step", step=step, steps=self._steps, **numbers)
             if not (abs(loss) < float("inf") and norm < float("inf")):
                 raise NonFiniteError(
-                    f"The {'gradient' if abs(loss) < float('inf') else 'loss'} is not a number at step {step}, on "
-                    f"{', '.join(sources()[:8])}.",
+                    f"The {'gradient' if abs(loss) < float('inf') else 'loss'} is not a number at step {step}, "
+                    f"on {', '.join(sources()[:8])}.",
                     "Lower learning_rate (usual: 1e-4), use mixed_precision: no, and look at these samples. "
                     "The last checkpoint is from before.",
                 )

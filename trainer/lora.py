@@ -30,19 +30,24 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d) or type(module).__name__ == "Conv1D"
 
 
-def inject(model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> dict[str, nn.Parameter]:
+def inject(
+    model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int
+) -> dict[str, nn.Parameter]:
     """Freeze `model`, add a LoRA to the modules whose names end with `targets`, return its parameters by
     name: float32, the start drawn from `seed` alone. Raises ConfigError if nothing matches."""
     from peft import LoraConfig, inject_adapter_in_model
 
     matched = [
-        name for name, module in model.named_modules()
+        name
+        for name, module in model.named_modules()
         if is_layer(module) and any(name == t or name.endswith(f".{t}") for t in targets)
     ]
     if not matched:
         ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_layer(module)})
-        raise ConfigError([f"target_modules {targets} match no layer of the base model."],
-                          f"Its layers end with {', '.join(ends[:20])}.")
+        raise ConfigError(
+            [f"target_modules {targets} match no layer of the base model."],
+            f"Its layers end with {', '.join(ends[:20])}.",
+        )
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=_whole(alpha), target_modules=matched, init_lora_weights=True)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
@@ -57,7 +62,7 @@ def inject(model: nn.Module, *, rank: int, alpha: float, targets: list[str], see
 
 def extract(model: nn.Module) -> Adapter:
     """The LoRA of a model that `inject` has worked on, on the CPU."""
-    config: Any = model.peft_config[ADAPTER]  # type: ignore[index,operator]
+    config: Any = model.peft_config[ADAPTER]  # type: ignore[index]
     downs: dict[str, Tensor] = {}
     ups: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -65,7 +70,8 @@ def extract(model: nn.Module) -> Adapter:
             if name.endswith(part):
                 into[name.removesuffix(part)] = parameter.detach().float().cpu()
     return Adapter(
-        rank=int(config.r), alpha=float(config.lora_alpha),
+        rank=int(config.r),
+        alpha=float(config.lora_alpha),
         weights={module: (downs[module], ups[module]) for module in sorted(downs)},
         description=_plain(config.to_dict()),
     )

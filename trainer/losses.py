@@ -12,7 +12,7 @@ from trainer.errors import ModelError
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
-    """The products of (1 - beta), float32 of shape (T,), from a diffusers scheduler_config.json (DDPM, eq. 4)."""
+    """The products of (1 - beta), float32 (T,), from a diffusers scheduler_config.json (DDPM, eq. 4)."""
     count = int(scheduler.get("num_train_timesteps", 1000))
     start, end = float(scheduler.get("beta_start", 0.0001)), float(scheduler.get("beta_end", 0.02))
     kind = scheduler.get("beta_schedule", "linear")
@@ -21,7 +21,9 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
     elif kind == "linear":
         betas = torch.linspace(start, end, count, dtype=torch.float32)
     else:
-        raise ModelError(f"The scheduler's beta_schedule is {kind!r}.", "scaled_linear and linear can be trained.")
+        raise ModelError(
+            f"The scheduler's beta_schedule is {kind!r}.", "scaled_linear and linear can be trained."
+        )
     return torch.cumprod(1.0 - betas, dim=0)
 
 
@@ -38,7 +40,9 @@ def target(clean: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> Tens
     if prediction == "v_prediction":
         alpha = alpha.view(-1, 1, 1, 1)
         return alpha.sqrt() * noise - (1.0 - alpha).sqrt() * clean
-    raise ModelError(f"The scheduler's prediction_type is {prediction!r}.", "epsilon and v_prediction can be trained.")
+    raise ModelError(
+        f"The scheduler's prediction_type is {prediction!r}.", "epsilon and v_prediction can be trained."
+    )
 
 
 def snr_weight(alpha: Tensor, gamma: float, prediction: str) -> Tensor:

@@ -18,11 +18,16 @@ CHATML = (
 
 
 def make_sd(
-    folder: Path, *, vocabulary: Path | None = None, channels: tuple[int, ...] = (32, 64), width: int = 32,
-    layers: int = 1, seed: int = 0,
+    folder: Path,
+    *,
+    vocabulary: Path | None = None,
+    channels: tuple[int, ...] = (32, 64),
+    width: int = 32,
+    layers: int = 1,
+    seed: int = 0,
 ) -> None:
-    """Write a Stable Diffusion pipeline as a diffusers folder: a UNet of `channels`, a VAE that halves the side
-    three times, a CLIP text encoder of `width`. The same arguments give the same weights."""
+    """Write a Stable Diffusion pipeline as a diffusers folder: a UNet of `channels`, a VAE that halves the
+    side three times, a CLIP text encoder of `width`. The same arguments give the same weights."""
     with lean_imports():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -35,34 +40,70 @@ def make_sd(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=32, in_channels=4, out_channels=4, block_out_channels=channels, layers_per_block=layers,
+            sample_size=32,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=channels,
+            layers_per_block=layers,
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (depth - 1)),
             up_block_types=(*["CrossAttnUpBlock2D"] * (depth - 1), "UpBlock2D"),
-            cross_attention_dim=width, attention_head_dim=8, norm_num_groups=8,
+            cross_attention_dim=width,
+            attention_head_dim=8,
+            norm_num_groups=8,
         )
         vae = AutoencoderKL(
-            block_out_channels=(16, 16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=64,
+            block_out_channels=(16, 16, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=64,
         )
-        text = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        ))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     text.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    _write(folder / "scheduler" / "scheduler_config.json", {
-        "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False, "steps_offset": 1,
-    })
-    _write(folder / "model_index.json", {
-        "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "image_encoder": [None, None],
-        "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-    })
+    _write(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "DDIMScheduler",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "clip_sample": False,
+            "steps_offset": 1,
+        },
+    )
+    _write(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
 
 
 def make_lm(folder: Path, *, width: int = 32, layers: int = 2, seed: int = 0) -> None:
@@ -81,16 +122,30 @@ def make_lm(folder: Path, *, width: int = 32, layers: int = 2, seed: int = 0) ->
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"], chat_template=CHATML,
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-            bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        ))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=2,
+            )
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

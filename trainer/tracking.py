@@ -26,8 +26,11 @@ class Tracker:
     def __init__(self, config: TrackerConfig, output_dir: Path, run_config: dict[str, Any]) -> None:
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
-        if config.wandb == "off" or os.environ.get("WANDB_MODE") == "disabled" \
-                or importlib.util.find_spec("wandb") is None:
+        if (
+            config.wandb == "off"
+            or os.environ.get("WANDB_MODE") == "disabled"
+            or importlib.util.find_spec("wandb") is None
+        ):
             return
         self._config, self._dir, self._run_config = config, output_dir.absolute(), run_config
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
@@ -70,8 +73,13 @@ class Tracker:
                 config=self._run_config,
                 mode=mode,  # type: ignore[arg-type]
                 settings=wandb.Settings(
-                    console="off", silent=True, init_timeout=INIT_TIMEOUT_S, x_disable_stats=True,
-                    disable_git=True, save_code=False, disable_job_creation=True,
+                    console="off",
+                    silent=True,
+                    init_timeout=INIT_TIMEOUT_S,
+                    x_disable_stats=True,
+                    disable_git=True,
+                    save_code=False,
+                    disable_job_creation=True,
                 ),
             )
             while (item := self._queue.get()) is not None:

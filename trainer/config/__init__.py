@@ -2,5 +2,14 @@
 
 from trainer.config.parse import config_from, load_config, parse_config
 from trainer.config.schema import TrackerConfig, TrainConfig
+from trainer.errors import ConfigError, UserError
 
-__all__ = ["TrackerConfig", "TrainConfig", "config_from", "load_config", "parse_config"]
+__all__ = [
+    "ConfigError",
+    "TrackerConfig",
+    "TrainConfig",
+    "UserError",
+    "config_from",
+    "load_config",
+    "parse_config",
+]

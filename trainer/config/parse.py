@@ -22,8 +22,9 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError([f"{path}: no such config file."], "Check the path; configs/default.yaml is an example.") \
-            from None
+        raise ConfigError(
+            [f"{path}: no such config file."], "Check the path; configs/default.yaml is an example."
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 (byte {error.start})."], "Save the file as UTF-8.") from None
     except OSError as error:
@@ -83,7 +84,9 @@ def _describe(error: Any) -> str:
     fields = model.model_fields
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1].lower(), fields, n=1, cutoff=0.5)
-        return f"unknown key `{name}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(fields)}.")
+        return f"unknown key `{name}`" + (
+            f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(fields)}."
+        )
     if error["type"] == "missing":
         return f"`{name}` is missing: {fields[path[-1]].description}."
     if path and path[-1] not in fields:

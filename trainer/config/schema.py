@@ -97,7 +97,9 @@ class TrainConfig(_Strict):
         "the adapter is scaled by lora_alpha / lora_rank", "lora_rank", default=None, gt=0, le=4096
     )
     target_modules: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_modules)] = _key(
-        "which linear or convolution modules get an adapter, by the end of their names", "auto", default="auto"
+        "which linear or convolution modules get an adapter, by the end of their names",
+        "auto",
+        default="auto",
     )
     batch_size: int = _key("samples per micro-batch", "1 to 8", default=1, ge=1, le=4096)
     gradient_accumulation: int = _key("micro-batches per step", "1 to 8", default=1, ge=1, le=4096)
@@ -114,17 +116,24 @@ class TrainConfig(_Strict):
     max_grad_norm: Real = _key("clip the gradient's norm to this; 0: never", "1.0", default=1.0, ge=0, le=1e6)
     seed: int = _key("of the order, the noise and the adapter's start", "any", default=0, ge=0, lt=2**63)
     mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(_precision)] = _key(
-        "number format of the frozen base; the adapter is always fp32. auto: bf16 on CUDA", "auto", default="auto"
+        "number format of the frozen base; the adapter is always fp32. auto: bf16 on CUDA",
+        "auto",
+        default="auto",
     )
-    device: str = _key("auto, cpu, cuda, cuda:N or mps", "auto", default="auto",
-                       pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = _key(
+        "auto, cpu, cuda, cuda:N or mps", "auto", default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
     save_steps: int = _key("a checkpoint every so many steps", "100 to 500", default=100, ge=1)
     keep_last: int = _key("how many checkpoints are kept", "2 to 5", default=3, ge=1, le=10_000)
     resume: str = _key(
         "auto: go on from the newest whole checkpoint in output_dir; never; or a checkpoint's folder",
-        "auto", default="auto", min_length=1,
+        "auto",
+        default="auto",
+        min_length=1,
     )
-    log_every: int = _key("a line of progress every so many steps when not on a terminal", "10", default=10, ge=1)
+    log_every: int = _key(
+        "a line of progress every so many steps when not on a terminal", "10", default=10, ge=1
+    )
     cache_dir: FilePath | None = _key(
         "shared cache; $LORA_OPS_CACHE or ~/.cache/lora-ops when unset", default=None
     )
@@ -134,13 +143,18 @@ class TrainConfig(_Strict):
     on_bad_image: Literal["error", "skip"] = _key(
         "what a corrupt image or a missing caption means", "error", default="error"
     )
-    resolution: int = _key("side of the square training crop in pixels", "512", default=512, ge=16, le=4096,
-                           multiple_of=8)
+    resolution: int = _key(
+        "side of the square training crop in pixels", "512", default=512, ge=16, le=4096, multiple_of=8
+    )
     flip: bool = _key("mirror half of the images at random", "false", default=False)
-    caption_dropout: Real = _key("share of captions replaced by the empty one", "0 to 0.1", default=0.0, ge=0, le=1)
+    caption_dropout: Real = _key(
+        "share of captions replaced by the empty one", "0 to 0.1", default=0.0, ge=0, le=1
+    )
     min_snr_gamma: Real | None = _key("min-SNR loss weighting; unset: off", "5", default=None, gt=0, le=100)
     noise_offset: Real = _key("per-channel offset added to the noise", "0 to 0.1", default=0.0, ge=0, le=1)
-    max_length: int = _key("longest row in tokens (language models)", "256 to 2048", default=512, ge=8, le=1_048_576)
+    max_length: int = _key(
+        "longest row in tokens (language models)", "256 to 2048", default=512, ge=8, le=1_048_576
+    )
     tracker: TrackerConfig = _key("loggers besides events.jsonl", default=TrackerConfig())
 
     @property

@@ -10,6 +10,7 @@ import yaml
 from trainer.errors import ConfigError
 
 KeyPath = tuple[str, ...]
+_KINDS: dict[type, str] = {yaml.ScalarNode: "single value", yaml.SequenceNode: "list"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +37,7 @@ def read(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
             return {}, lines
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(
-                [f"{source}:{node.start_mark.line + 1}: expected `key: value` lines, found a {node.id}."]
+                [f"{source}:{node.start_mark.line + 1}: expected `key: value` lines, found a {_KINDS[type(node)]}."]
             )
         problems: list[str] = []
         _walk(node, (), source, lines, problems)
@@ -65,7 +66,8 @@ def _walk(
         path = (*prefix, str(key.value))
         if path in lines:
             problems.append(
-                f"{source}:{line}: `{'.'.join(path)}` is given twice (first on line {lines[path]}); delete one."
+                f"{source}:{line}: `{'.'.join(path)}` is given twice (first on line {lines[path]}); "
+                "delete one."
             )
         lines.setdefault(path, line)
         if isinstance(value, yaml.MappingNode):

@@ -3,11 +3,14 @@
 from trainer.data.check import check_dataset
 from trainer.data.digest import dataset_digest, dataset_files, dataset_manifest, relocate
 from trainer.data.report import ChatItem, DatasetReport, ImageItem, Problem
+from trainer.errors import DataError, ModelError
 
 __all__ = [
     "ChatItem",
+    "DataError",
     "DatasetReport",
     "ImageItem",
+    "ModelError",
     "Problem",
     "check_dataset",
     "dataset_digest",

@@ -23,7 +23,9 @@ def chat_files(config: TrainConfig) -> tuple[list[Path], list[Problem]]:
     folder = config.train_data_dir
     if not folder.is_dir():
         if folder.is_file():
-            return [], [Problem(str(folder), None, "is a file, not a folder", "name the file in metadata_path")]
+            return [], [
+                Problem(str(folder), None, "is a file, not a folder", "name the file in metadata_path")
+            ]
         return [], [Problem(str(folder), None, "no such folder", "correct train_data_dir")]
     files = sorted(folder.glob("*.jsonl"))
     if not files:
@@ -70,7 +72,10 @@ def _parse(raw: str) -> tuple[tuple[str, str] | None, tuple[tuple[str, str], ...
         if role not in ROLES:
             return (f"message {number}: role is {role!r}", f"one of {', '.join(ROLES)}"), ()
         if not isinstance(content, str) or not content.strip():
-            return (f"message {number}: content is {'empty' if content in ('', None) else 'not text'}", ""), ()
+            return (
+                f"message {number}: content is {'empty' if content in ('', None) else 'not text'}",
+                "",
+            ), ()
         messages.append((role, content))
     if not any(role == "assistant" for role, _ in messages):
         return ("no assistant message: nothing to learn", "add the answer as the last message"), ()

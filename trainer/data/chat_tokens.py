@@ -1,4 +1,4 @@
-"""From a conversation to token ids and the mask of what is learnt: the assistant's words and its end of turn."""
+"""From a conversation to token ids and the mask of what is learnt: assistant's words, end of turn."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ class TemplateError(ValueError):
 
 
 def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prompt: bool) -> str:
-    """The text of the conversation under the tokenizer's chat template; `prompt` adds the assistant's opening."""
+    """The conversation under the tokenizer's chat template; `prompt` adds the assistant's opening."""
     from jinja2.exceptions import TemplateError as JinjaError
 
     try:
         text: str = tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in messages],
-            tokenize=False, add_generation_prompt=prompt,
+            tokenize=False,
+            add_generation_prompt=prompt,
             chat_template=None if tokenizer.chat_template else FALLBACK_TEMPLATE,
         )
     except (JinjaError, ValueError, TypeError, KeyError) as error:
@@ -46,7 +47,7 @@ def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prompt: bool) ->
 
 
 def spans(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """(text, [(start, end) in characters of what is learnt]): each assistant turn with its end-of-turn marker,
+    """(text, [(start, end) in characters of what is learnt]): each assistant turn with its end-of-turn mark,
     without the white space after that. Raises TemplateError."""
     text = render(tokenizer, messages, prompt=False)
     found: list[tuple[int, int]] = []
@@ -72,7 +73,11 @@ def tokenize(tokenizer: Any, messages: Sequence[tuple[str, str]], max_length: in
         for start, end in encoded["offset_mapping"]
     ]
     content = messages[-1][1].strip()
-    if messages[-1][0] == "assistant" and text.rstrip().endswith(content) and tokenizer.eos_token_id is not None:
+    if (
+        messages[-1][0] == "assistant"
+        and text.rstrip().endswith(content)
+        and tokenizer.eos_token_id is not None
+    ):
         ids.append(int(tokenizer.eos_token_id))
         learnt.append(True)
     return Sample(tuple(ids[:max_length]), tuple(learnt[:max_length]))

@@ -70,8 +70,8 @@ def _advise(report: DatasetReport, config: TrainConfig) -> None:
     small = [item for item in pictures if min(item.width, item.height) < config.resolution]
     if small:
         report.warnings.append(
-            f"{len(small)} of {len(pictures)} images are smaller than {config.resolution} pixels and will be blurred "
-            f"by enlarging (the first: {small[0].name}); use larger ones or lower resolution."
+            f"{len(small)} of {len(pictures)} images are smaller than {config.resolution} pixels and will "
+            f"be blurred by enlarging (the first: {small[0].name}); use larger ones or lower resolution."
         )
     if config.lora_rank >= 32 and 0 < len(pictures) < 50:
         report.warnings.append(

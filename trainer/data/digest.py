@@ -37,8 +37,10 @@ def dataset_files(config: TrainConfig) -> list[tuple[str, Path]]:
     for file in files:
         relative = os.path.relpath(os.path.abspath(file), root)
         if relative.startswith(".."):
-            raise DataError(f"{file} lies outside of the dataset's folder {root}.",
-                            "Move it inside, or set train_data_dir to a folder that holds all of it.")
+            raise DataError(
+                f"{file} lies outside of the dataset's folder {root}.",
+                "Move it inside, or set train_data_dir to a folder that holds all of it.",
+            )
         named[Path(relative).as_posix()] = file
     return sorted(named.items())
 
@@ -62,7 +64,9 @@ def digest_of(manifest: dict[str, str]) -> str:
 def relocate(config: TrainConfig, root: Path) -> TrainConfig:
     """The same config for a copy of `dataset_files` that lies below `root` under the same relative paths."""
     old = _root(config)
-    moved: dict[str, Path] = {"train_data_dir": root / os.path.relpath(os.path.abspath(config.train_data_dir), old)}
+    moved: dict[str, Path] = {
+        "train_data_dir": root / os.path.relpath(os.path.abspath(config.train_data_dir), old)
+    }
     if config.metadata_path is not None:
         moved["metadata_path"] = root / os.path.relpath(os.path.abspath(config.metadata_path), old)
     return config.model_copy(update=moved)

@@ -20,17 +20,27 @@ _FOUND_BY_NAME = ("metadata.csv", "metadata.jsonl")
 
 
 def read_images(config: TrainConfig) -> tuple[list[ImageItem], list[Problem]]:
-    """Items in the order of the metadata (or by name), not decoded yet, and what is wrong with the listing."""
+    """Items in the order of the metadata (or by name), not decoded yet, and what is wrong with the list."""
     folder = config.train_data_dir
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
-        return [], [Problem(str(folder), None, what, "set train_data_dir to the folder that holds the images")]
-    metadata = config.metadata_path or next((folder / n for n in _FOUND_BY_NAME if (folder / n).is_file()), None)
+        return [], [
+            Problem(str(folder), None, what, "set train_data_dir to the folder that holds the images")
+        ]
+    metadata = config.metadata_path or next(
+        (folder / n for n in _FOUND_BY_NAME if (folder / n).is_file()), None
+    )
     if metadata is None:
         return _flat(folder)
     if not metadata.is_file():
-        return [], [Problem(str(metadata), None, "no such metadata file",
-                            "correct metadata_path, or leave it out to use captions beside the images")]
+        return [], [
+            Problem(
+                str(metadata),
+                None,
+                "no such metadata file",
+                "correct metadata_path, or leave it out to use captions beside the images",
+            )
+        ]
     return _from_metadata(folder, metadata, config.caption_column)
 
 
@@ -49,8 +59,11 @@ def _flat(folder: Path) -> tuple[list[ImageItem], list[Problem]]:
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not images:
         inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        hint = f"it holds folders ({', '.join(inner[:3])}): did you mean one of them?" if inner else \
-            f"images end with {', '.join(sorted(SUFFIXES))}"
+        hint = (
+            f"it holds folders ({', '.join(inner[:3])}): did you mean one of them?"
+            if inner
+            else f"images end with {', '.join(sorted(SUFFIXES))}"
+        )
         return [], [Problem(str(folder), None, "holds no images", hint)]
     items, problems = [], []
     for image in images:
@@ -76,8 +89,11 @@ def _from_metadata(
         return [], [problem]
     items: list[ImageItem] = []
     problems: list[Problem] = []
-    rows = _jsonl_rows(text, metadata.name, problems) if metadata.suffix.lower() in (".jsonl", ".json", ".ndjson") \
+    rows = (
+        _jsonl_rows(text, metadata.name, problems)
+        if metadata.suffix.lower() in (".jsonl", ".json", ".ndjson")
         else _csv_rows(text, metadata.name, problems)
+    )
     names: list[str] | None = None
     for line, row in rows:
         here = (metadata.name, line)
@@ -91,8 +107,11 @@ def _from_metadata(
             if names is None:
                 names = [p.name for p in folder.iterdir()]
             near = difflib.get_close_matches(Path(named).name, names, n=1)
-            problems.append(Problem(*here, f"{named}: no such file in {folder}",
-                                    f"did you mean {near[0]}?" if near else ""))
+            problems.append(
+                Problem(
+                    *here, f"{named}: no such file in {folder}", f"did you mean {near[0]}?" if near else ""
+                )
+            )
         if caption is None:
             wanted = caption_column or " or ".join(CAPTION_COLUMNS)
             problems.append(Problem(*here, f"{named}: has no caption", f"fill the column {wanted}"))
@@ -117,13 +136,25 @@ def _csv_rows(text: str, name: str, problems: list[Problem]) -> Iterator[tuple[i
     try:
         header = [column.strip().lower() for column in reader.fieldnames or ()]
         if not set(header) & set(FILE_COLUMNS):
-            problems.append(Problem(name, 1, f"no column for the image in the header ({', '.join(header) or 'empty'})",
-                                    f"name one {' or '.join(FILE_COLUMNS)}"))
+            problems.append(
+                Problem(
+                    name,
+                    1,
+                    f"no column for the image in the header ({', '.join(header) or 'empty'})",
+                    f"name one {' or '.join(FILE_COLUMNS)}",
+                )
+            )
             return
         for row in reader:
             if None in row:
-                problems.append(Problem(name, reader.line_num, "more fields than the header has",
-                                        "put captions with commas in double quotes"))
+                problems.append(
+                    Problem(
+                        name,
+                        reader.line_num,
+                        "more fields than the header has",
+                        "put captions with commas in double quotes",
+                    )
+                )
                 continue
             yield reader.line_num, row
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Which samples a step trains on: a pure function of seed and step, so that resuming needs no iterator state."""
+"""Which samples a step trains on: a pure function of seed and step, so resuming needs no iterator state."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def batch_at(seed: int, count: int, size: int, number: int) -> list[int]:
     """Indices of micro-batch `number` (0-based). The epochs' orders follow one another without a gap, so
     that every batch is full and every sample comes once an epoch."""
     start = number * size
-    return [
-        permutation(seed, place // count, count)[place % count] for place in range(start, start + size)
-    ]
+    return [permutation(seed, place // count, count)[place % count] for place in range(start, start + size)]
 
 
 def steps_of(count: int, size: int, accumulation: int, epochs: int, max_steps: int | None) -> int:

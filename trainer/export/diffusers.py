@@ -34,7 +34,12 @@ def save(folder: Path, adapters: Mapping[str, Adapter]) -> Path:
         tensors.update(to_diffusers(component, adapter))
         described.update({f"{component}.{key}": value for key, value in adapter.description.items()})
     path = folder / NAME
-    write(path, tensors, {
-        "format": "pt", "lora_adapter_metadata": json.dumps(described, indent=2, sort_keys=True),
-    })
+    write(
+        path,
+        tensors,
+        {
+            "format": "pt",
+            "lora_adapter_metadata": json.dumps(described, indent=2, sort_keys=True),
+        },
+    )
     return path

@@ -29,7 +29,13 @@ def to_kohya(component: str, adapter: Adapter) -> dict[str, Tensor]:
 
 
 def metadata(
-    adapter: Adapter, *, name: str, resolution: int, prediction: str, captions: Iterable[str], extra: Mapping[str, str]
+    adapter: Adapter,
+    *,
+    name: str,
+    resolution: int,
+    prediction: str,
+    captions: Iterable[str],
+    extra: Mapping[str, str],
 ) -> dict[str, str]:
     """`ss_*` and `modelspec.*` (sd-scripts train_network.py, sai_model_spec.py). No dates: the same training
     gives the same bytes."""
@@ -57,10 +63,17 @@ def metadata(
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
     """Write the file with both of its hashes (sd-scripts train_util.py, precalculate_safetensors_hashes)."""
     hashed = serialize(tensors, {key: value for key, value in meta.items() if key.startswith("ss_")})
-    data = hashed[8 + int.from_bytes(hashed[:8], "little"):]
+    data = hashed[8 + int.from_bytes(hashed[:8], "little") :]
     digest = hashlib.sha256(data).hexdigest()
     legacy = hashlib.sha256(hashed[0x100000:0x110000]).hexdigest()[:8]
-    write(path, tensors, {
-        **meta, "sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}",
-        "format": "pt",
-    })
+    write(
+        path,
+        tensors,
+        {
+            **meta,
+            "sshs_model_hash": digest,
+            "sshs_legacy_hash": legacy,
+            "modelspec.hash_sha256": f"0x{digest}",
+            "format": "pt",
+        },
+    )

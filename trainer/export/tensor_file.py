@@ -13,8 +13,14 @@ from torch import Tensor
 from trainer.cache import fsync_dir, write_atomic
 
 _NAMES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
-    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -29,7 +35,9 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
         tensor = tensors[name].detach().cpu().contiguous()
         blob = tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
         header[name] = {
-            "dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, place + len(blob)],
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + len(blob)],
         }
         place += len(blob)
         blobs.append(blob)

@@ -12,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def vocabulary_file() -> Path | None:
-    """`bpe_simple_vocab_16e6.txt.gz` of an installed open_clip, without importing it (that wants torchvision)."""
+    """`bpe_simple_vocab_16e6.txt.gz` of an installed open_clip, which is not imported (it wants torchvision)."""
     spec = importlib.util.find_spec("open_clip")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (file := Path(folder) / "bpe_simple_vocab_16e6.txt.gz").is_file():
@@ -32,12 +32,18 @@ def clip_tokenizer(vocabulary: Path | None = None) -> Any:
             merges.append((first, second))
     units = _byte_units()
     words = [*units, *(f"{unit}</w>" for unit in units), *("".join(pair) for pair in merges), START, END]
-    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=merges,
-                         model_max_length=77)
+    pairs: Any = merges
+    return CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)}, merges=pairs, model_max_length=77
+    )
 
 
 def _byte_units() -> list[str]:
     """A printable character for each byte, in the order of GPT-2's bytes_to_unicode (CLIP uses the same)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]

@@ -53,9 +53,11 @@ class CausalLM(Family):
                 empty.append(item.name)
         report.raise_if_bad()
         if empty:
-            text = f"no assistant token is left within max_length {limit} in {len(empty)} rows (the first: {empty[0]})"
+            text = f"no assistant token within max_length {limit} in {len(empty)} rows (the first: {empty[0]})"
             if not self.samples:
-                raise DataError(f"The dataset has nothing to learn: {text}.", "Raise max_length or shorten the rows.")
+                raise DataError(
+                    f"The dataset has nothing to learn: {text}.", "Raise max_length or shorten the rows."
+                )
             report.warnings.append(f"{text}; they are left out.")
         if cut:
             report.warnings.append(f"{cut} rows reach max_length {limit} and were cut.")
@@ -67,7 +69,8 @@ class CausalLM(Family):
         config = self.config
         targets = (
             [name for name, module in self.model.named_modules() if is_layer(module) and module is not head]
-            if config.target_modules == "auto" else list(config.target_modules)
+            if config.target_modules == "auto"
+            else list(config.target_modules)
         )
         parameters = inject(
             self.model, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
@@ -86,7 +89,9 @@ class CausalLM(Family):
         wanted = (labels != IGNORED).any(dim=0).nonzero().flatten()
         with torch.autocast(device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
             logits = self.model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False,
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                use_cache=False,
                 logits_to_keep=wanted.to(device),
             ).logits
         kept = labels[:, wanted].to(device)

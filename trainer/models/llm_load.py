@@ -35,19 +35,29 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         import gguf as _  # noqa: F401
     except ImportError:
-        raise ModelError(f"{gguf} is a GGUF file, and the package gguf is not installed.", "pip install gguf") from None
+        raise ModelError(
+            f"{gguf} is a GGUF file, and the package gguf is not installed.", "pip install gguf"
+        ) from None
     with lean_imports():
         from transformers import AutoModelForCausalLM, AutoTokenizer
     quiet()
-    Progress.say(f"reading {gguf.name} for the first time takes up to a minute; the result is kept in the cache.")
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
+    Progress.say(
+        f"reading {gguf.name} for the first time takes up to a minute; the result is kept in the cache."
+    )
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "local_files_only": True,
+    }
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer: Any = AutoTokenizer.from_pretrained(**where)
             model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{gguf} cannot be read by transformers: {_first_line(error)}",
-                         "Use the model's safetensors folder.") from error
+        raise ModelError(
+            f"{gguf} cannot be read by transformers: {_first_line(error)}",
+            "Use the model's safetensors folder.",
+        ) from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
@@ -62,8 +72,10 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"The tokenizer of {folder} cannot be loaded: {_first_line(error)}",
-                         "Copy the whole model folder again.") from error
+        raise ModelError(
+            f"The tokenizer of {folder} cannot be loaded: {_first_line(error)}",
+            "Copy the whole model folder again.",
+        ) from error
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -74,8 +86,9 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}",
-                         "Copy the whole model folder again.") from error
+        raise ModelError(
+            f"{folder} cannot be loaded: {_first_line(error)}", "Copy the whole model folder again."
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -47,7 +47,9 @@ class StableDiffusion(Family):
         vae, unet = (len(c["block_out_channels"]) - 1 for c in (self.vae_config, self.unet_config))
         multiple = 2 ** (vae + unet)
         if self.config.resolution % multiple:
-            raise ConfigError([f"`resolution` is {self.config.resolution}: this model wants a multiple of {multiple}."])
+            raise ConfigError(
+                [f"`resolution` is {self.config.resolution}: this model wants a multiple of {multiple}."]
+            )
 
     def prepare(self, report: DatasetReport) -> int:
         self.items = [item for item in report.items if isinstance(item, ImageItem)]
@@ -59,8 +61,8 @@ class StableDiffusion(Family):
         self.texts, truncated = encode_captions(self.parts, captions)
         if truncated:
             report.warnings.append(
-                f"{len(truncated)} captions are longer than 75 tokens and were cut (the first: {truncated[0][:60]!r}); "
-                "put what matters first."
+                f"{len(truncated)} captions are longer than 75 tokens and were cut "
+                f"(the first: {truncated[0][:60]!r}); put what matters first."
             )
         return len(self.items)
 
@@ -90,7 +92,9 @@ class StableDiffusion(Family):
         noise, alpha = noise.to(device), self.alphas[steps]
         noisy = add_noise(clean, noise, alpha)
         with torch.autocast(device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
-            predicted = self.unet(noisy.to(self.setup.dtype), steps, texts.to(device, self.setup.dtype)).sample
+            predicted = self.unet(
+                noisy.to(self.setup.dtype), steps, texts.to(device, self.setup.dtype)
+            ).sample
         error = (predicted.float() - target(clean, noise, alpha, self.prediction)) ** 2
         each = error.mean(dim=(1, 2, 3))
         if config.min_snr_gamma is not None:
@@ -116,7 +120,10 @@ class StableDiffusion(Family):
         name = folder.absolute().name
         written = [diffusers_file.save(folder, {"unet": adapter})]
         meta = kohya.metadata(
-            adapter, name=name, resolution=self.config.resolution, prediction=self.prediction,
+            adapter,
+            name=name,
+            resolution=self.config.resolution,
+            prediction=self.prediction,
             captions=[item.caption for item in self.items],
             extra={
                 "ss_learning_rate": str(self.config.learning_rate),

@@ -46,8 +46,14 @@ def encode_images(parts: Parts, items: Sequence[ImageItem], flips: Sequence[bool
         return {"value": torch.cat([posterior.mean, posterior.std]).float().cpu()}
 
     def key(item: ImageItem, flip: bool) -> Key:
-        return {"image": item.sha256, "vae": vae_id, "side": side, "flip": flip, "code": CODE,
-                "reader": image_code.VERSION}
+        return {
+            "image": item.sha256,
+            "vae": vae_id,
+            "side": side,
+            "flip": flip,
+            "code": CODE,
+            "reader": image_code.VERSION,
+        }
 
     return [
         [_through(parts, "latents", key(item, flip), partial(encode, item, flip))["value"] for flip in flips]
@@ -68,7 +74,9 @@ def encode_captions(parts: Parts, captions: Iterable[str]) -> tuple[dict[str, Te
             loaded.extend([tokenizer, model.to(parts.setup.device).eval().requires_grad_(False)])
         tokenizer, model = loaded
         length = int(model.config.max_position_embeddings)
-        ids = tokenizer(caption, truncation=True, max_length=length, padding="max_length", return_tensors="pt").input_ids
+        ids = tokenizer(
+            caption, truncation=True, max_length=length, padding="max_length", return_tensors="pt"
+        ).input_ids
         cut = len(tokenizer(caption).input_ids) > length
         with torch.no_grad():
             states: Tensor = model(ids.to(parts.setup.device)).last_hidden_state[0].float().cpu()

@@ -60,7 +60,8 @@ class FolderParts(Parts):
     def load_unet(self) -> nn.Module:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        return self._load(UNet2DConditionModel, "unet", torch_dtype=self.setup.dtype)
+        unet: nn.Module = self._load(UNet2DConditionModel, "unet", torch_dtype=self.setup.dtype)
+        return unet
 
     def load_vae(self) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -80,7 +81,9 @@ class FolderParts(Parts):
             return kind.from_pretrained(str(self.root / part), local_files_only=True, **options)
         except (OSError, ValueError, KeyError) as error:
             text = str(error).strip().splitlines()[0]
-            raise ModelError(f"{self.root / part} cannot be loaded: {text}", "Copy the whole pipeline again.") from error
+            raise ModelError(
+                f"{self.root / part} cannot be loaded: {text}", "Copy the whole pipeline again."
+            ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -44,21 +44,31 @@ def sniff(path: Path) -> BaseModel:
     if suffix == ".safetensors":
         return _single_file(path)
     if suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError(f"{path} is a pickle, which can run code when it is opened.",
-                         "Convert it to .safetensors and name that file in base_model.")
-    raise ModelError(f"{path} is no model that can be trained.",
-                     "base_model is a diffusers folder, an SD 1.5 .safetensors file, a .gguf file, or the folder of "
-                     "a causal language model.")
+        raise ModelError(
+            f"{path} is a pickle, which can run code when it is opened.",
+            "Convert it to .safetensors and name that file in base_model.",
+        )
+    raise ModelError(
+        f"{path} is no model that can be trained.",
+        "base_model is a diffusers folder, an SD 1.5 .safetensors file, a .gguf file, or the folder of "
+        "a causal language model.",
+    )
 
 
 def _missing(path: Path) -> ModelError:
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else f"{path.parent} exists, but holds no such name."
+        hint = (
+            f"Did you mean {path.parent / near[0]}?"
+            if near
+            else f"{path.parent} exists, but holds no such name."
+        )
     else:
         hint = f"Its folder {path.parent} does not exist either."
-    return ModelError(f"The base model {path} does not exist.",
-                      f"{hint} Models are never downloaded: base_model is a path on this machine.")
+    return ModelError(
+        f"The base model {path} does not exist.",
+        f"{hint} Models are never downloaded: base_model is a path on this machine.",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -75,24 +85,35 @@ def _folder(path: Path) -> BaseModel:
     if (path / "model_index.json").is_file():
         name = str(_read_json(path / "model_index.json").get("_class_name"))
         if name != "StableDiffusionPipeline":
-            raise ModelError(f"{path} is a {name}, which this trainer cannot train yet.",
-                             "Use a Stable Diffusion 1.x or 2.x pipeline.")
+            raise ModelError(
+                f"{path} is a {name}, which this trainer cannot train yet.",
+                "Use a Stable Diffusion 1.x or 2.x pipeline.",
+            )
         missing = [part for part in _PARTS if not (path / part).is_dir()]
         if missing:
-            raise ModelError(f"{path} lacks the folders {', '.join(missing)}.", "Copy the whole pipeline again.")
+            raise ModelError(
+                f"{path} lacks the folders {', '.join(missing)}.", "Copy the whole pipeline again."
+            )
         return BaseModel(path, "sd15", "diffusers")
     if (path / "adapter_config.json").is_file():
-        raise ModelError(f"{path} is a LoRA adapter, not a base model.", "Name the model that it was trained on.")
+        raise ModelError(
+            f"{path} is a LoRA adapter, not a base model.", "Name the model that it was trained on."
+        )
     if (path / "config.json").is_file():
         architectures = _read_json(path / "config.json").get("architectures") or ["unknown"]
         if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
-            raise ModelError(f"{path} is a {architectures[0]}, not a causal language model.",
-                             "Name the folder of a ...ForCausalLM model, or a diffusers pipeline's top folder.")
+            raise ModelError(
+                f"{path} is a {architectures[0]}, not a causal language model.",
+                "Name the folder of a ...ForCausalLM model, or a diffusers pipeline's top folder.",
+            )
         return BaseModel(path, "causal-lm", "folder")
     files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".gguf", ".safetensors"))
-    raise ModelError(f"{path} holds neither model_index.json nor config.json.",
-                     f"It holds {', '.join(files[:3])}: name the file itself." if files else
-                     "base_model is the folder that holds one of them.")
+    raise ModelError(
+        f"{path} holds neither model_index.json nor config.json.",
+        f"It holds {', '.join(files[:3])}: name the file itself."
+        if files
+        else "base_model is the folder that holds one of them.",
+    )
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -108,20 +129,33 @@ def read_header(path: Path) -> dict[str, Any]:
         if max(ends, default=0) != size - 8 - length:
             raise ValueError("it is cut off")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is not a whole .safetensors file: {error}.", "Copy or download it again.") from None
+        raise ModelError(
+            f"{path} is not a whole .safetensors file: {error}.", "Copy or download it again."
+        ) from None
     assert isinstance(header, dict)
     return header
 
 
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("lora_unet_", "lora_te", "lora_A.weight", "lora_down.weight", "lora.down.weight"),
-     "is a LoRA adapter, not a base model. Name the model that it was trained on."),
+    (
+        ("lora_unet_", "lora_te", "lora_A.weight", "lora_down.weight", "lora.down.weight"),
+        "is a LoRA adapter, not a base model. Name the model that it was trained on.",
+    ),
     (("conditioner.embedders.",), "is an SDXL model, which this trainer cannot train yet. Use SD 1.5."),
-    (("cond_stage_model.model.",), "is an SD 2 single file, which this trainer cannot read. Use its diffusers folder."),
-    (("double_blocks.", "single_blocks."), "is a FLUX model, which this trainer cannot train yet. Use SD 1.5."),
+    (
+        ("cond_stage_model.model.",),
+        "is an SD 2 single file, which this trainer cannot read. Use its diffusers folder.",
+    ),
+    (
+        ("double_blocks.", "single_blocks."),
+        "is a FLUX model, which this trainer cannot train yet. Use SD 1.5.",
+    ),
     (("joint_blocks.",), "is an SD 3 model, which this trainer cannot train yet. Use SD 1.5."),
     (("control_model.",), "is a ControlNet, not a base model."),
-    (("model.layers.", "transformer.h."), "is one file of a language model. Name its folder (with config.json)."),
+    (
+        ("model.layers.", "transformer.h."),
+        "is one file of a language model. Name its folder (with config.json).",
+    ),
     (("model.diffusion_model.",), "holds a UNet without the text encoder of SD 1.5. Use a full checkpoint."),
     (("encoder.conv_in", "first_stage_model."), "is a VAE, not a whole model."),
 )
@@ -133,11 +167,17 @@ def _single_file(path: Path) -> BaseModel:
     def has(part: str) -> bool:
         return any(part in key for key in keys)
 
-    if has("model.diffusion_model.input_blocks.") and has("cond_stage_model.transformer.") \
-            and has("first_stage_model.") and not has("conditioner.embedders."):
+    if (
+        has("model.diffusion_model.input_blocks.")
+        and has("cond_stage_model.transformer.")
+        and has("first_stage_model.")
+        and not has("conditioner.embedders.")
+    ):
         return BaseModel(path, "sd15", "single-file")
     for parts, message in _OTHERS:
         if any(has(part) for part in parts):
             raise ModelError(f"{path} {message}")
-    raise ModelError(f"{path} is no model that this trainer knows (its first key is {keys[0] if keys else 'none'}).",
-                     "Use an SD 1.5 checkpoint, a diffusers folder, or a causal language model.")
+    raise ModelError(
+        f"{path} is no model that this trainer knows (its first key is {keys[0] if keys else 'none'}).",
+        "Use an SD 1.5 checkpoint, a diffusers folder, or a causal language model.",
+    )

@@ -8,7 +8,7 @@ import math
 def lr_at(step: int, steps: int, base: float, schedule: str = "constant", warmup: int = 0) -> float:
     """The learning rate of step `step` (0-based) of `steps`.
 
-    Linear warm-up reaches `base` at step `warmup`; then `constant`, `linear` to 0 or `cosine` to 0 at `steps`.
+    Linear warm-up reaches `base` at step `warmup`; then `constant`, or `linear` or `cosine` to 0 at `steps`.
     """
     if step < warmup:
         return base * (step + 1) / (warmup + 1)

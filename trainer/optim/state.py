@@ -17,7 +17,9 @@ class Optimizer:
     def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float) -> None:
         self.parameters = parameters
         self._adamw = torch.optim.AdamW(
-            list(parameters.values()), lr=0.0, weight_decay=weight_decay,
+            list(parameters.values()),
+            lr=0.0,
+            weight_decay=weight_decay,
             fused=next(iter(parameters.values())).device.type in ("cpu", "cuda"),
         )
 
@@ -49,12 +51,16 @@ class Optimizer:
         moments = load_file(folder / checkpoint.OPTIMIZER)
         mine = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if mine != {name: tuple(t.shape) for name, t in adapter.items()}:
-            raise CheckpointError(f"The checkpoint {folder} holds an adapter of other modules or another rank.",
-                                  "Use resume: never to start anew.")
+            raise CheckpointError(
+                f"The checkpoint {folder} holds an adapter of other modules or another rank.",
+                "Use resume: never to start anew.",
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(adapter[name])
                 self._adamw.state[parameter] = {
-                    key: moments[f"{name}.{key}"].to("cpu" if key == "step" and not parameter.is_cuda else parameter.device)
+                    key: moments[f"{name}.{key}"].to(
+                        "cpu" if key == "step" and not parameter.is_cuda else parameter.device
+                    )
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
