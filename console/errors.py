@@ -35,8 +35,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JsonAnswer:
         if error.status_code == 404:
-            paths = [route.path for route in app.routes if hasattr(route, "path")]
-            return answer(NotFoundError(f"There is no {request.url.path}.", nearest(request.url.path, paths)))
+            known = app.openapi()["paths"]
+            return answer(NotFoundError(f"There is no {request.url.path}.", nearest(request.url.path, known)))
         message = f"{request.method} {request.url.path}: {error.detail}."
         return answer(UsageError(message, f"The API knows {_METHODS}."), error.status_code)
 

@@ -40,6 +40,13 @@ def find(state: AppState, events: Events, rollout_id: str) -> Found | Queued:
     for queued in state.queue:
         if queued.id == rollout_id:
             return queued
+    own = events.of(rollout_id)
+    if own and own[-1].kind == "rollout-overtaken":
+        by = own[-1].data.get("by")
+        raise NotFoundError(
+            f"rollout {rollout_id} left the queue: {own[-1].reason or 'overtaken'}.",
+            f"Watch {by} instead." if by else "Deploy it again.",
+        )
     raise NotFoundError(f"There is no rollout `{rollout_id}`.", nearest(rollout_id, events.known()))
 
 
