@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from math import log
 from typing import NamedTuple
@@ -102,13 +103,14 @@ def route(
             "no cloud can take a request: all are drained or unhealthy.",
             "See `lora-ops cloud ls`; undrain one with `lora-ops cloud undrain NAME`.",
         )
-    lane = lanes[0] if len(lanes) == 1 else max(lanes, key=lambda each: _score(each, request_id))
+    name = request_id.encode()
+    lane = lanes[0] if len(lanes) == 1 else max(lanes, key=lambda each: _score(each, name))
     if (
         canary
         and lane.canary is not None
         and lane.threshold > 0
         and may_start(now, fleet.lease_until)
-        and _hash("canary", fleet.rollout or "", request_id) < lane.threshold
+        and _hash("canary", fleet.rollout or "", name) < lane.threshold
     ):
         return Route(lane.cloud, Track.CANARY, lane.canary)
     return Route(lane.cloud, Track.STABLE, lane.stable)
@@ -126,11 +128,18 @@ def pinned(fleet: Fleet, cloud: str, track: Track, now: float) -> Route | None:
     return Route(cloud, track, lane.canary)
 
 
-def _hash(salt: str, what: str, request_id: str) -> int:
-    text = f"{salt}\0{what}\0{request_id}".encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
+@lru_cache(maxsize=1024)
+def _salted(salt: str, what: str) -> blake2b:
+    """The hash so far: a copy of it is almost twice as fast as beginning anew for each request."""
+    return blake2b(f"{salt}\0{what}\0".encode(), digest_size=8)
 
 
-def _score(lane: Lane, request_id: str) -> float:
+def _hash(salt: str, what: str, request: bytes) -> int:
+    hashed = _salted(salt, what).copy()
+    hashed.update(request)
+    return int.from_bytes(hashed.digest(), "big")
+
+
+def _score(lane: Lane, request: bytes) -> float:
     # 52 bits: the greatest hash, too, stays below 1 as a float, and its logarithm below 0.
-    return -lane.share / log(((_hash("cloud", lane.cloud, request_id) >> 12) + 0.5) / 2.0**52)
+    return -lane.share / log(((_hash("cloud", lane.cloud, request) >> 12) + 0.5) / 2.0**52)

@@ -1,9 +1,10 @@
-"""A request's journal: exactly one result, attempts one after the other, and none that was given up publishes."""
+"""A request's journal: exactly one result, attempts in turn, and none that was given up publishes."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ class Process:
 
 
 class Request(RuleBasedStateMachine):
-    """Attempts and reconcilers with old views; entry n can be created once, and a loser tries its event anew."""
+    """Attempts and reconcilers with old views; entry n can be created once, and a loser tries anew."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class Request(RuleBasedStateMachine):
     def attempts_never_overlap(self) -> None:
         attempts = self.state.attempts
         assert [each.n for each in attempts] == list(range(1, len(attempts) + 1))
-        for earlier, later in zip(attempts, attempts[1:], strict=False):
+        for earlier, later in pairwise(attempts):
             assert earlier.ended_seq is not None
             assert earlier.ended_seq < later.seq
             assert earlier.state not in (AttemptState.OPEN, AttemptState.SUCCEEDED)
@@ -236,9 +237,11 @@ def test_misshapen_events_are_refused_in_one_line(
     try:
         after = step(state, (kind, data))
     except Refused as error:
-        assert "\n" not in error.message
+        message = error.message
     else:
+        message = ""
         assert RequestState.model_validate_json(json.dumps(after.dump())) == after
+    assert "\n" not in message
 
 
 def test_an_event_follows_its_predecessor() -> None:

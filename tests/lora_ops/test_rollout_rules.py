@@ -12,7 +12,19 @@ from lora_ops.errors import NotFoundError, Refused
 from lora_ops.rollout import KEEP_FINISHED, apply
 from lora_ops.state import AppState, CloudState, Phase
 from tests.lora_ops import worlds
-from tests.lora_ops.worlds import NEW, OLD, Event, cloud_set, drive, fold, own, platform, policy, started, step
+from tests.lora_ops.worlds import (
+    NEW,
+    OLD,
+    Event,
+    cloud_set,
+    drive,
+    fold,
+    own,
+    platform,
+    policy,
+    started,
+    step,
+)
 
 WELL_FORMED: dict[str, dict[str, Any]] = {
     "cloud-set": {"name": "a", "stable": OLD, "size": 1},
@@ -277,7 +289,9 @@ def test_only_the_newest_rollouts_are_kept() -> None:
 
 
 def test_a_cloud_changes_its_size_but_not_its_pointer() -> None:
-    state = fold(cloud_set("a"), ("cloud-drained", {"cloud": "a"}), cloud_set("a", stable=NEW, size=4, share=2))
+    state = fold(
+        cloud_set("a"), ("cloud-drained", {"cloud": "a"}), cloud_set("a", stable=NEW, size=4, share=2)
+    )
     assert state.clouds["a"] == CloudState(name="a", stable=OLD, size=4, share=2.0, drained=True)
     refused(state, ("cloud-set", {"name": "b"}), "names no stable release")
     with pytest.raises(NotFoundError, match="cloud `d`"):
@@ -304,9 +318,11 @@ def test_misshapen_data_are_refused_in_one_line(kind: str, data: st.DataObject) 
     try:
         after = apply(state, kind, event, state.seq + 1)
     except (Refused, NotFoundError) as error:
-        assert "\n" not in error.message
+        message = error.message
     else:
+        message = ""
         assert worlds.readable_again(after) == after
+    assert "\n" not in message
 
 
 def test_an_event_of_another_version_is_refused_with_the_nearest_name() -> None:

@@ -107,7 +107,9 @@ turns = st.builds(
     st.integers(0, 40),
     st.sampled_from(["read", "write", "both", "both"]),
 )
-schedules = st.lists(turns, min_size=30, max_size=90).map(lambda many: [turn for each in many for turn in each])
+schedules = st.lists(turns, min_size=30, max_size=90).map(
+    lambda many: [turn for each in many for turn in each]
+)
 
 
 def run(schedule: list[Turn]) -> Store:

@@ -71,7 +71,9 @@ def test_a_paused_rollout_never_advances(rollout: Rollout, sight: Sight) -> None
 
 @given(canaries(), sights, st.sampled_from([None, "inconclusive"]))
 @cases
-def test_without_a_verdict_a_canary_never_advances(rollout: Rollout, sight: Sight, verdict: str | None) -> None:
+def test_without_a_verdict_a_canary_never_advances(
+    rollout: Rollout, sight: Sight, verdict: str | None
+) -> None:
     upcoming = next_step(rollout, dataclasses.replace(sight, verdict=verdict))
     assert upcoming.do in (Do.LOOK, Do.PAUSE, Do.ROLL_BACK)
 

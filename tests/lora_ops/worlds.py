@@ -1,4 +1,4 @@
-"""Small platforms for the tests of the rules: policies, the events of a rollout, and walks through its phases."""
+"""Small platforms for the tests of the rules: policies, events, and walks through a rollout's phases."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def cloud_set(name: str, stable: str = OLD, **changes: Any) -> Event:
 
 
 def started(rollout_id: str = "roll-1", rules: Policy | None = None) -> Event:
-    rules = rules or policy()
-    return "rollout-started", {"id": rollout_id, "source": {"path": "."}, "policy": rules.model_dump(mode="json")}
+    dumped = (rules or policy()).model_dump(mode="json")
+    return "rollout-started", {"id": rollout_id, "source": {"path": "."}, "policy": dumped}
 
 
 def step(state: AppState, event: Event) -> AppState:
@@ -175,7 +175,7 @@ def live_platforms(draw: st.DrawFn) -> AppState:
         rollout = state.rollout
         event = next_event(rollout)
         if draw(st.integers(0, 3)) == 0 or event is None:
-            kind = draw(st.sampled_from(["approved", "promote-forced", "paused", "resumed", "flow-restarted"]))
+            kind = draw(st.sampled_from(OTHER_KINDS[:5]))
             event = kind, {"rollout": rollout.id}
         try:
             after = step(state, event)
