@@ -108,7 +108,9 @@ class World:
 
     # --- requests ---
 
-    def request(self, *, rollout: str | None = None, track: str = "stable", digest: str = OLD, **order: Any) -> str:
+    def request(
+        self, *, rollout: str | None = None, track: str = "stable", digest: str = OLD, **order: Any
+    ) -> str:
         """A request with one attempt on east, not started yet."""
         self.made += 1
         name = ids.new_id(ids.REQUEST, 1_700_000_000 + self.made, self.made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_counters_never_go_back(world: Any, monkeypatch: pytest.MonkeyPatch, set
     second = world.rollout()
     world.canary(second)
     seen += [_scrape(world), _scrape(world.restarted())]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         for key, value in before.items():
             if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
                 assert after.get(key, -1) >= value, key

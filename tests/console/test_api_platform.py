@@ -126,7 +126,12 @@ def test_explain_before_anything_is_built(world: Any) -> None:
 
 def test_status_of_an_empty_platform(world: Any) -> None:
     found = world.get("/api/status")
-    assert (found["app"], found["version"], found["rollout"], found["queue"]) == ("loras", __version__, None, [])
+    assert (found["app"], found["version"], found["rollout"], found["queue"]) == (
+        "loras",
+        __version__,
+        None,
+        [],
+    )
     assert found["prefect"] == {"url": "http://127.0.0.1:4200/api", "ok": True}
     assert found["ui"] == "http://127.0.0.1:4200"
     assert found["requests"] == {

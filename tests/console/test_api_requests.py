@@ -31,7 +31,9 @@ def test_submit_needs_nothing_of_its_folder_later(world: Any, training: Path) ->
     assert stored["train_data_dir"] == "."
     assert stored["base_model"] == str(training / "base.gguf")
     assert stored["learning_rate"] == 2e-4
-    listed = [meta.key for meta in world.store.list(f"datasets/facts/{made['dataset_digest'].replace(':', '-')}")]
+    listed = [
+        meta.key for meta in world.store.list(f"datasets/facts/{made['dataset_digest'].replace(':', '-')}")
+    ]
     assert any(key.endswith("/train.jsonl") for key in listed)
     assert [meta.key for meta in world.store.list("open")] == [f"open/{made['id']}"]
     assert world.get(f"/api/requests/{made['id']}")["id"] == made["id"]

@@ -153,9 +153,12 @@ def test_the_durations_of_a_rollback(world_on_disk: Any) -> None:
     name = world.rollout()
     first, second = world.canary(name, "trainer_error"), world.canary(name, "out_of_memory")
     others = world.canary(name), world.canary(name, "user_error")
+    stable = world.request(rollout=name)
+    world.sample(stable, cause="trainer_error")
     world.record(name, "rolled-back", reason="error_rate failed")
     straggler = world.canary(name, "trainer_error")
     times = {first: 1000.0, second: 1009.0, straggler: 1020.0, others[0]: 990.0, others[1]: 1010.0}
+    _set_time(world, keys.sample(name, "east", "stable", stable, 1), 980.0)
     for request, time in times.items():
         _set_time(world, keys.sample(name, "east", "canary", request, 1), time)
     _set_time(world, f"{keys.journal('loras')}/{world.platform.state().seq:020d}.json", 1010.5)
