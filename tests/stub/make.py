@@ -25,13 +25,15 @@ def make_stub_config(folder: Path, **changes: Any) -> Path:
     """A trainer config that the platform's checker accepts: two small pictures and the shell of a model."""
     from PIL import Image
 
+    folder = folder.absolute()
     data = folder / "pictures"
     data.mkdir(parents=True, exist_ok=True)
     for n, colour in enumerate(("red", "blue")):
         Image.new("RGB", (64, 64), colour).save(data / f"{n}.png")
         (data / f"{n}.txt").write_text(f"a {colour} square")
     model = folder / "model"
-    model.mkdir(exist_ok=True)
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (model / part).mkdir(parents=True, exist_ok=True)
     (model / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     keys = {"train_data_dir": data, "base_model": model, "output_dir": folder / "output", **changes}
     config = folder / "stub.yaml"

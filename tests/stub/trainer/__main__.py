@@ -8,7 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-DEFAULTS = {"steps": 4, "step_s": 0.05, "fail_share": 0.0, "fail_at": 1, "cause": "trainer", "checkpoint_every": 2}
+DEFAULTS = {
+    "steps": 4,
+    "step_s": 0.05,
+    "fail_share": 0.0,
+    "fail_at": 1,
+    "cause": "trainer",
+    "checkpoint_every": 2,
+}
 
 
 def main() -> int:
@@ -35,11 +42,26 @@ def main() -> int:
     tell("start", run=out.name, kind="images", steps=steps, resumed_from_step=begin, package=__file__)
     for step in range(begin + 1, steps + 1):
         if step == behaviour["fail_at"] and coin < behaviour["fail_share"]:
-            tell("failure", cause=behaviour["cause"], type="RuntimeError", message="stub failure", hint="", step=step)
-            print("stub failure", file=sys.stderr)
+            tell(
+                "failure",
+                cause=behaviour["cause"],
+                type="RuntimeError",
+                message="stub failure",
+                hint="",
+                step=step,
+            )
+            sys.stderr.write("stub failure\n")
             return 3 if behaviour["cause"] == "user" else 1
         time.sleep(float(behaviour["step_s"]))
-        tell("step", step=step, steps=steps, loss=1.0 / step, lr=1e-4, step_s=behaviour["step_s"], memory_bytes=10**8)
+        tell(
+            "step",
+            step=step,
+            steps=steps,
+            loss=1.0 / step,
+            lr=1e-4,
+            step_s=behaviour["step_s"],
+            memory_bytes=10**8,
+        )
         if step % int(behaviour["checkpoint_every"]) == 0 or stop:
             folder = out / "checkpoints" / f"step-{step:06d}"
             folder.mkdir(parents=True)
@@ -50,7 +72,9 @@ def main() -> int:
             return 75
     (out / "adapter.safetensors").write_bytes(b"stub")
     digest = hashlib.sha256(b"stub").hexdigest()
-    tell("result", step=steps, loss=None, files=[{"path": "adapter.safetensors", "sha256": digest, "size": 4}])
+    tell(
+        "result", step=steps, loss=None, files=[{"path": "adapter.safetensors", "sha256": digest, "size": 4}]
+    )
     return 0
 
 
