@@ -126,7 +126,7 @@ class Lead:
         except (Refused, StoreUnavailable):
             raise
         except LoraOpsError as error:
-            reason = f"{name}: {error.message} {error.hint}".strip()
+            reason = " ".join([f"{name}: {error.message}", *error.details[:5], error.hint]).strip()
             self.record("failed", {"reason": reason}, reason=reason, evidence={"details": error.details})
 
     # --- phases ---
