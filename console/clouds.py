@@ -24,9 +24,7 @@ def index(reader: ReaderDep) -> Json:
 
 @router.get("/{name}")
 def show(reader: ReaderDep, name: str) -> Json:
-    state = reader.state()
-    cloud = _find(state, name)
-    return document(_view(reader, state, cloud, reader.requests.refresh()))
+    return document(_one(reader, reader.state(), name))
 
 
 @router.post("/{name}/drain")
@@ -41,7 +39,13 @@ def undrain(reader: ReaderDep, name: str, body: Decision) -> Json:
 
 
 def cloud_views(reader: Reader, state: AppState, requests: list[RequestFacts]) -> list[Json]:
-    return [_view(reader, state, cloud, requests) for _, cloud in sorted(state.clouds.items())]
+    prefect = reader.context.prefect.ok()
+    return [_view(reader, state, cloud, requests, prefect) for _, cloud in sorted(state.clouds.items())]
+
+
+def _one(reader: Reader, state: AppState, name: str) -> Json:
+    cloud = _find(state, name)
+    return _view(reader, state, cloud, reader.requests.refresh(), reader.context.prefect.ok())
 
 
 def _turn(reader: Reader, name: str, body: Decision, kind: str) -> Json:
@@ -55,8 +59,7 @@ def _turn(reader: Reader, name: str, body: Decision, kind: str) -> Json:
         else:
             reader.platform.record(kind, data, reason=body.reason, actor=body.signed)
             state = reader.state()
-    view = _view(reader, state, _find(state, name), reader.requests.refresh())
-    return document({**view, "dry_run": body.dry_run})
+    return document({**_one(reader, state, name), "dry_run": body.dry_run})
 
 
 def _find(state: AppState, name: str) -> CloudState:
@@ -65,7 +68,10 @@ def _find(state: AppState, name: str) -> CloudState:
     return state.clouds[name]
 
 
-def _view(reader: Reader, state: AppState, cloud: CloudState, requests: Iterable[RequestFacts]) -> Json:
+def _view(
+    reader: Reader, state: AppState, cloud: CloudState, requests: Iterable[RequestFacts], prefect: bool
+) -> Json:
+    """`prefect`: whether it answers; its client would try for long."""
     here = [
         attempt
         for facts in requests
@@ -86,7 +92,7 @@ def _view(reader: Reader, state: AppState, cloud: CloudState, requests: Iterable
         "weight": part.weight if part else 0,
         "drained": cloud.drained,
         "healthy": reader.context.health().get(cloud.name),
-        "workers": _workers(reader, cloud.name),
+        "workers": _workers(reader, cloud.name) if prefect else None,
         "running": running,
         "queued": sum(not attempt.started for attempt in here),
     }

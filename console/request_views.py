@@ -109,6 +109,7 @@ def found(platform: Platform, request_id: str) -> tuple[RequestState, list[Entry
     """The request and its journal. NotFoundError names the nearest id."""
     entries = platform.request_history(request_id) if _could_be(request_id) else []
     if not entries:
+        platform.forget_request(request_id)
         known = platform.store.list_folders("requests")
         raise NotFoundError(f"There is no request `{request_id}`.", nearest(request_id, known))
     return RequestState.model_validate(entries[-1].document["state"]), entries

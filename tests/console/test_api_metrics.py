@@ -10,6 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from console import tally
+from lora_ops.errors import StoreUnavailable
 
 OLD = f"sha256:{'a' * 64}"
 NEW = f"sha256:{'b' * 64}"
@@ -151,3 +152,13 @@ def test_openmetrics_when_asked_for(world: Any) -> None:
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     names = {family.name for family in parse_openmetrics(answer.text)}
     assert {"lora_ops_samples", "lora_ops_step_seconds", "lora_ops_rollout_phase"} <= names
+
+
+def test_no_metrics_rather_than_half_of_them(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Any, prefix: str) -> list[str]:
+        raise StoreUnavailable("The store does not answer.", "Look at it.")
+
+    monkeypatch.setattr(type(world.store), "list_folders", away)
+    answer = world.client.get("/metrics")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["exit_code"] == 7

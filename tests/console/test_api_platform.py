@@ -62,6 +62,11 @@ def test_clouds_are_shown_without_prefect(world: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(type(world.context.prefect), "workers", away)
     assert world.get("/api/clouds/east")["workers"] is None
+    monkeypatch.setattr(type(world.context.prefect), "ok", lambda self: False)
+    # Its client would try for long, so it is not even asked.
+    monkeypatch.setattr(type(world.context.prefect), "workers", lambda self, pool: pytest.fail("asked"))
+    assert [each["workers"] for each in world.get("/api/clouds")["items"]] == [None, None]
+    assert world.get("/api/status")["prefect"]["ok"] is False
 
 
 # --- releases -----------------------------------------------------------------------------------
