@@ -41,7 +41,8 @@ def load(text: str, source: str) -> tuple[Any, dict[Path, int]]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            twice = [f"{source}:{line}: {message}" for line, message in _walk(node, (), lines, set())]
+            found = _walk(node, (), lines, set())
+            twice = [_printable(f"{source}:{line}: {message}") for line, message in found]
         document = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -63,7 +64,7 @@ def validate(model: type[M], document: Any, lines: dict[Path, int], source: str)
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        details = [_tell(model, dict(each), lines, source) for each in error.errors()]
+        details = [_printable(_tell(model, dict(each), lines, source)) for each in error.errors()]
     count = f"{len(details)} errors" if len(details) > 1 else "an error"
     raise ConfigError(f"{source} has {count}.", "Mend the lines named above and run it again.", details)
 
@@ -83,6 +84,11 @@ def _tell(model: type[BaseModel], error: dict[str, Any], lines: dict[Path, int],
         return f"{source}:{line}: key `{key}` is missing."
     message = _PLAIN.get(error["type"], message)
     return f"{source}:{line}: `{key}`: {message}" + ("" if message.endswith("?") else ".")
+
+
+def _printable(text: str) -> str:
+    """A key may hold a line break; a complaint is one line."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _line(path: Path, lines: dict[Path, int]) -> int:
