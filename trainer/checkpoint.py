@@ -75,9 +75,9 @@ def save(
         shutil.rmtree(made, ignore_errors=True)
         raise
     write_atomic(parent / LATEST, f"{final.name}\n".encode())
-    for old in _steps(parent)[: -keep_last or None]:
-        if old[0] < step:
-            shutil.rmtree(old[1], ignore_errors=True)
+    mine = [folder for number, folder in _steps(parent) if number <= step]
+    for old in mine[:-keep_last]:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class Events:
@@ -15,26 +16,25 @@ class Events:
     def __init__(self, output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         self.path = output_dir / "events.jsonl"
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
         if self._torn():
-            self._file.write("\n")
+            self._append("\n")
 
     def _torn(self) -> bool:
         """Whether a killed writer left half a line."""
-        if self.path.stat().st_size == 0:
+        if not self.path.exists() or self.path.stat().st_size == 0:
             return False
         with self.path.open("rb") as file:
-            file.seek(-1, 2)
+            file.seek(-1, os.SEEK_END)
             return file.read(1) != b"\n"
+
+    def _append(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; `time` is epoch seconds."""
         line = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(_finite(line), ensure_ascii=False, default=str) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        self._append(json.dumps(_finite(line), ensure_ascii=False, default=str) + "\n")
 
 
 def _finite(value: Any) -> Any:

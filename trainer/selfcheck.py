@@ -97,7 +97,6 @@ def training_step() -> None:
             trainer.prepare_data()
             trainer.build_model()
             trainer.train()
-            trainer.events.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

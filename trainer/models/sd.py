@@ -96,7 +96,7 @@ class StableDiffusion(Family):
                 noisy.to(self.setup.dtype), steps, texts.to(device, self.setup.dtype)
             ).sample
         error = (predicted.float() - target(clean, noise, alpha, self.prediction)) ** 2
-        each = error.mean(dim=(1, 2, 3))
+        each: Tensor = error.mean(dim=(1, 2, 3))
         if config.min_snr_gamma is not None:
             each = each * snr_weight(alpha, config.min_snr_gamma, self.prediction)
         return each.sum()
@@ -105,7 +105,8 @@ class StableDiffusion(Family):
         variants = self.latents[index]
         choice = int(torch.randint(len(variants), (), generator=rng)) if len(variants) > 1 else 0
         mean, std = variants[choice]
-        return mean + std * torch.randn(mean.shape, generator=rng)
+        sampled: Tensor = mean + std * torch.randn(mean.shape, generator=rng)
+        return sampled
 
     def _draw_text(self, index: int, rng: torch.Generator) -> Tensor:
         share = self.config.caption_dropout
