@@ -1,7 +1,7 @@
 """The `approve` flow: asks for a person's word in Prefect's UI and writes it into the journal.
 
-Prefect's open edition knows no users, so such an approval is journalled as `prefect-ui, unverified` and counts
-only where the spec accepts that; `lora-ops rollout approve` is the way that names its author.
+Prefect's open edition knows no users, so such an approval is journalled as `prefect-ui, unverified` and
+counts only where the spec accepts that; `lora-ops rollout approve` is the way that names its author.
 """
 
 from __future__ import annotations

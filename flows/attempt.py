@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -360,7 +361,7 @@ class Attempt:
         ended: bool = False,
         order: Order | None = None,
     ) -> None:
-        """The facts, create-only. A failure after the good sample is a `late` one. Nothing outside rollouts."""
+        """The facts, create-only; a failure after the good sample is a `late` one. Only within rollouts."""
         if record.rollout is None:
             return
         late = self.sampled and cause is not None
@@ -387,10 +388,8 @@ class Attempt:
             late=late,
         )
         key = keys.sample(record.rollout, record.cloud, record.track.value, self.request, self.n, late)
-        try:
+        with suppress(ObjectExists):
             self.store.create(key, document.model_dump_json().encode())
-        except ObjectExists:
-            pass
         self.sampled = True
 
     def end(self, kind: str, cause: str, message: str) -> None:

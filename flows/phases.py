@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +56,7 @@ class Lead:
                 rollout = self.mine(state)
                 upcoming: Next | None = next_step(rollout, self.looker.sight(rollout))
                 if upcoming is not None and upcoming.do is Do.LOOK:
-                    upcoming = await in_task(_watch_name(rollout), lambda: self.watch(rollout))
+                    upcoming = await in_task(_watch_name(rollout), partial(self.watch, rollout))
                 if upcoming is not None:
                     await self.do(upcoming, rollout)
             except Superseded:
@@ -78,12 +80,10 @@ class Lead:
         """Tell the reconciler that this flow lives."""
         while True:
             document = {"schema_version": SCHEMA_VERSION, "epoch": self.epoch}
-            try:
+            with suppress(LoraOpsError):  # the next beat tells it; without any the reconciler takes over
                 await asyncio.to_thread(
                     self.platform.store.put, keys.flow(self.id), json.dumps(document).encode()
                 )
-            except LoraOpsError:
-                pass  # the next beat tells it; without any the reconciler takes over
             await asyncio.sleep(BEAT_S)
 
     async def do(self, upcoming: Next, rollout: Rollout) -> None:
@@ -137,13 +137,11 @@ class Lead:
         evidence: dict[str, Any] = {}
         if probes is not None:
             path = Path(probes.config)
-            if not path.is_file():
+            if not await asyncio.to_thread(path.is_file):
                 raise NotFoundError(f"the probe config {path} is missing.", "Mend `rollout.probes.config`.")
             evidence = await dataset(config=str(path), checked_for=rollout.id)
-            try:
+            with suppress(ObjectExists):
                 self.platform.store.create(probe_key(rollout.id), evidence.pop("text").encode())
-            except ObjectExists:
-                pass
         self.record("validated", {}, evidence=evidence)
 
     async def build(self, rollout: Rollout) -> None:
@@ -172,7 +170,7 @@ class Lead:
     async def distribute(self, rollout: Rollout) -> None:
         """The same digest to every cloud, verified there. A local cloud unpacks and hashes it anew."""
         await asyncio.to_thread(self.unpack, rollout)
-        self.record("distributed", {"clouds": {name: rollout.release for name in rollout.clouds}})
+        self.record("distributed", {"clouds": dict.fromkeys(rollout.clouds, rollout.release)})
 
     def unpack(self, rollout: Rollout) -> Path:
         assert rollout.release is not None

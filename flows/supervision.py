@@ -1,4 +1,4 @@
-"""Keeping the active rollout led: its flow started, started again, given up; the queue; verification by effect."""
+"""Keeping the active rollout led: its flow, the queue, and verification by effect."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def only_one(base: Path, what: str) -> Iterator[None]:
         lock.acquire(timeout=0.2)
     except Timeout:
         raise ConflictError(
-            f"another lora-ops command works on {base}.", f"Wait for it to end, then run `lora-ops {what}` again."
+            f"another lora-ops command works on {base}.",
+            f"Wait for it to end, then run `lora-ops {what}` again.",
         ) from None
     try:
         yield

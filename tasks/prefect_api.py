@@ -146,7 +146,7 @@ class PrefectApi:
         return self._call(act) if wanted else {}
 
     def cancel(self, run_id: str) -> None:
-        """End a run: at once when it has no process yet, through its worker when it has. Silent when it is gone."""
+        """End a run: at once without a process, else through its worker. Silent when it is gone."""
 
         def act(client: SyncPrefectClient) -> None:
             with suppress(ObjectNotFound):

@@ -38,7 +38,9 @@ PROBES = """\
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write lora-ops.yaml.")] = Path("."),
-    probe: Annotated[Path | None, typer.Option(help="A small trainer config for probes.", metavar="FILE")] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="A small trainer config for probes.", metavar="FILE")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it instead.")] = False,
 ) -> None:

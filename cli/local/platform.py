@@ -73,7 +73,8 @@ def find_local(spec: Path | None = None) -> Local:
 
 
 SpecOption = Annotated[
-    Path | None, typer.Option("--spec", help="The lora-ops.yaml to use; by default the nearest.", metavar="FILE")
+    Path | None,
+    typer.Option("--spec", help="The lora-ops.yaml to use; by default the nearest.", metavar="FILE"),
 ]
 
 
@@ -82,7 +83,7 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started.")] = False,
 ) -> None:
-    """Start what one machine needs: Prefect's server, a worker a pool, `lora-ops serve`. Run it again to heal."""
+    """Start Prefect's server, a worker a pool, and serve. Run it again to heal."""
     from cli.session import print_json
 
     local = find_local(spec)
@@ -217,7 +218,8 @@ def _start_prefect(local: Local, server: object, say: Callable[[str], None]) -> 
     host, port = where.hostname or "127.0.0.1", where.port or 4200
     if not local.owns_prefect:
         raise UnreachableError(
-            f"Prefect's API at {local.prefect_url} does not answer.", "Start that server, or mend `prefect.api_url`."
+            f"Prefect's API at {local.prefect_url} does not answer.",
+            "Start that server, or mend `prefect.api_url`.",
         )
     if server.process() is None and port_taken(host, port):
         raise ConflictError(

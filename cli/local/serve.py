@@ -30,7 +30,8 @@ def serve(
     check_bind(where, token)
     if port_taken(where, at):
         raise ConflictError(
-            f"port {at} is in use.", "Stop what listens there, or choose another with `--port` or `serve.port`."
+            f"port {at} is in use.",
+            "Stop what listens there, or choose another with `--port` or `serve.port`.",
         )
     use_prefect(local)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -59,6 +60,8 @@ def serve(
     )
     reconciler.start()
     try:
-        uvicorn.run(create_app(context), host=where, port=at, log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.run(
+            create_app(context), host=where, port=at, log_level="warning", timeout_graceful_shutdown=5
+        )
     finally:
         reconciler.stop()
