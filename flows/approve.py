@@ -6,6 +6,8 @@ counts only where the spec accepts that; `lora-ops rollout approve` is the way t
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.input import RunInput
 from prefect.states import Completed, Failed, State
@@ -29,7 +31,8 @@ class Approval(RunInput):
 async def approve(rollout: str, summary: str = "") -> State[None]:
     """Pause for the form, then journal `approved` or `rolled-back`."""
     form = Approval.with_initial_data(description=f"**Promote {rollout}?**\n\n{summary}")
-    answer = await pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=2)
+    waiting: Any = pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=2)
+    answer: Approval = await waiting
     platform = flow_context(f"approve {rollout}").platform
     said = f"prefect-ui, unverified: {answer.name or 'no name'}: {answer.note}"
     try:

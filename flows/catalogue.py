@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import EntrypointType, Flow
 
@@ -13,7 +16,7 @@ from flows.train import train
 from lora_ops.spec import PlatformSpec
 from tasks.prefect_api import CONTROL_POOL, PrefectApi, track_queues
 
-CONTROL_FLOWS: tuple[Flow[..., object], ...] = (deploy, approve, dataset)
+CONTROL_FLOWS: tuple[Flow[Any, Any], ...] = (deploy, approve, dataset)
 
 
 def register(prefect: PrefectApi, spec: PlatformSpec) -> None:
@@ -31,11 +34,11 @@ def register(prefect: PrefectApi, spec: PlatformSpec) -> None:
 
 def worker_env(spec: PlatformSpec, spec_path: str, base: str, worker: str) -> dict[str, str]:
     """The environment of a worker and so of the flow runs that it starts."""
-    from pathlib import Path
-
     return flow_env(spec.store, spec.app, Path(base), {SPEC_ENV: spec_path, WORKER_ENV: worker})
 
 
-def _deployment(made: Flow[..., object], name: str, pool: str) -> RunnerDeployment:
+def _deployment(made: Flow[Any, Any], name: str, pool: str) -> RunnerDeployment:
     """A module-path entrypoint and no pull steps: the code that runs is what the run's PYTHONPATH names."""
-    return made.to_deployment(name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH)
+    deployment = made.to_deployment(name, work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH)
+    assert isinstance(deployment, RunnerDeployment)  # a coroutine only inside an event loop
+    return deployment

@@ -141,23 +141,23 @@ class Platform:
         """Every start and sample of the rollout that the store holds now."""
         evidence = self._of(rollout_id)
         for key, data, time in self._unread(keys.starts(rollout_id), evidence.starts):
+            evidence.times[key] = time  # before the fact: whoever sees the fact needs its time
             evidence.starts[key] = read_start(data, key)
-            evidence.times[key] = time
         for key, data, time in self._unread(keys.samples(rollout_id), evidence.samples):
-            evidence.samples[key] = read_sample(data, key)
             evidence.times[key] = time
+            evidence.samples[key] = read_sample(data, key)
         return list(evidence.starts.values()), list(evidence.samples.values())
 
     def sample_times(self, rollout_id: str) -> list[tuple[float, Sample]]:
         """Samples with the time of their object, oldest first (after `attempts`)."""
         evidence = self._of(rollout_id)
-        timed = [(evidence.times[key], sample) for key, sample in evidence.samples.items()]
+        timed = [(evidence.times[key], sample) for key, sample in list(evidence.samples.items())]
         return sorted(timed, key=lambda pair: pair[0])
 
     def started_before(self, rollout_id: str, moment: float) -> set[tuple[str, int]]:
         """(request, attempt) of the starts and samples older than `moment` (after `attempts`)."""
         evidence = self._of(rollout_id)
-        facts = {**evidence.starts, **evidence.samples}
+        facts = dict(evidence.starts) | dict(evidence.samples)
         return {fact.key for key, fact in facts.items() if evidence.times[key] < moment}
 
     def lease_until(self, rollout: Rollout) -> float | None:

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from lora_ops import SCHEMA_VERSION
 from lora_ops.errors import ConflictError, LoraOpsError, UnreachableError
 from lora_ops.spec import PlatformSpec
 
@@ -59,6 +58,7 @@ class Local:
             "DO_NOT_TRACK": "1",
             "PYTHONUNBUFFERED": "1",
             home.HOME_ENV: str(self.base),
+            "LORA_OPS_CACHE": str(home.cache(self.base)),
         }
 
 
@@ -88,12 +88,14 @@ def up(
 
     local = find_local(spec)
     if dry_run:
-        document = {"would_start": [daemon for daemon, running in _plan(local) if not running]}
-        print_json(document) if as_json else print("\n".join(document["would_start"]) or "nothing: all runs")
+        missing = [daemon for daemon, running in _plan(local) if not running]
+        if as_json:
+            print_json({"would_start": missing})
+        else:
+            print(f"would start: {', '.join(missing) or 'nothing, all runs'}")
         return
     bring_up(local, lambda text: print(text, file=sys.stderr, flush=True))
     document = {
-        "schema_version": SCHEMA_VERSION,
         "api": local.serve_url,
         "prefect": local.prefect_url.removesuffix("/api"),
         "store": local.spec.store,
