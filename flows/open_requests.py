@@ -293,7 +293,7 @@ class OpenRequests:
         )
 
     def _end_attempt(self, request: RequestState, action: EndAttempt) -> None:
-        """Its sample, the journal, its flow run, in this order: a crash in between is repaired by doing both."""
+        """Its sample, the journal, its flow run, in this order: a crash between is repaired by doing both."""
         attempt = request.current
         assert attempt is not None
         self._sample(request, attempt, action)

@@ -290,15 +290,12 @@ def table(run: Demo, document: dict[str, Any], report: Path, down: bool) -> list
     from cli.local.platform import find_local
 
     requests, (ok, bad), model = document["requests"], document["rollouts"], document["language_model"]
+    counts = ", ".join(f"{requests[state]} {state}" for state in ("submitted", "succeeded", "failed", "lost"))
     local = find_local(run.base / "lora-ops.yaml")
     rollback = bad["deciding_sample_to_rollback_s"]
     first = bad["first_failure_to_rollback_s"]
     rows = [
-        (
-            "training requests",
-            f"{requests['submitted']} submitted, {requests['succeeded']} succeeded, "
-            f"{requests['failed']} failed, {requests['lost']} lost",
-        ),
+        ("training requests", counts),
         ("good trainer", f"{ok['phase']}: {str(ok['release'])[:19]}"),
         ("broken trainer", f"{bad['phase']}: {str(bad['release'])[:19]}"),
     ]
