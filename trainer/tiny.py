@@ -143,7 +143,6 @@ def make_lm(folder: Path, *, width: int = 32, layers: int = 2, seed: int = 0) ->
                 tie_word_embeddings=True,
                 bos_token_id=1,
                 eos_token_id=2,
-                pad_token_id=2,
                 initializer_range=0.2,
             )
         )

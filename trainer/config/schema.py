@@ -143,8 +143,13 @@ class TrainConfig(_Strict):
     on_bad_image: Literal["error", "skip"] = _key(
         "what a corrupt image or a missing caption means", "error", default="error"
     )
-    resolution: int = _key(
-        "side of the square training crop in pixels", "512", default=512, ge=16, le=4096, multiple_of=8
+    resolution: int | None = _key(
+        "side of the square training crop in pixels; unset: what the model was made for",
+        "512",
+        default=None,
+        ge=16,
+        le=4096,
+        multiple_of=8,
     )
     flip: bool = _key("mirror half of the images at random", "false", default=False)
     caption_dropout: Real = _key(

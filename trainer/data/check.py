@@ -11,7 +11,7 @@ from trainer.data import images
 from trainer.data.chat_rows import read_chats
 from trainer.data.imagefolder import read_images
 from trainer.data.report import DatasetReport, ImageItem, Problem
-from trainer.models.sniff import sniff
+from trainer.models.sniff import native_resolution, sniff
 
 
 def check_dataset(config: TrainConfig) -> DatasetReport:
@@ -67,10 +67,11 @@ def _decode(item: ImageItem, cache: Cache) -> ImageItem | Problem:
 
 def _advise(report: DatasetReport, config: TrainConfig) -> None:
     pictures = [item for item in report.items if isinstance(item, ImageItem)]
-    small = [item for item in pictures if min(item.width, item.height) < config.resolution]
+    side = config.resolution or (native_resolution(sniff(config.base_model)) if pictures else 0)
+    small = [item for item in pictures if min(item.width, item.height) < side]
     if small:
         report.warnings.append(
-            f"{len(small)} of {len(pictures)} images are smaller than {config.resolution} pixels and will "
+            f"{len(small)} of {len(pictures)} images are smaller than {side} pixels and will "
             f"be blurred by enlarging (the first: {small[0].name}); use larger ones or lower resolution."
         )
     if config.lora_rank >= 32 and 0 < len(pictures) < 50:

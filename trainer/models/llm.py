@@ -53,7 +53,9 @@ class CausalLM(Family):
                 empty.append(item.name)
         report.raise_if_bad()
         if empty:
-            text = f"no assistant token within max_length {limit} in {len(empty)} rows (the first: {empty[0]})"
+            text = (
+                f"no assistant token within max_length {limit} in {len(empty)} rows (the first: {empty[0]})"
+            )
             if not self.samples:
                 raise DataError(
                     f"The dataset has nothing to learn: {text}.", "Raise max_length or shorten the rows."

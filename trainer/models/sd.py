@@ -37,6 +37,7 @@ class StableDiffusion(Family):
         scheduler = self.parts.config("scheduler")
         self.prediction = str(scheduler.get("prediction_type", "epsilon"))
         self.alphas = alphas_cumprod(scheduler).to(setup.device)
+        self.side = self.parts.side
         self._check_resolution()
         self.items: list[ImageItem] = []
         self.latents: list[list[Tensor]] = []
@@ -46,10 +47,8 @@ class StableDiffusion(Family):
     def _check_resolution(self) -> None:
         vae, unet = (len(c["block_out_channels"]) - 1 for c in (self.vae_config, self.unet_config))
         multiple = 2 ** (vae + unet)
-        if self.config.resolution % multiple:
-            raise ConfigError(
-                [f"`resolution` is {self.config.resolution}: this model wants a multiple of {multiple}."]
-            )
+        if self.side % multiple:
+            raise ConfigError([f"`resolution` is {self.side}: this model wants a multiple of {multiple}."])
 
     def prepare(self, report: DatasetReport) -> int:
         self.items = [item for item in report.items if isinstance(item, ImageItem)]
@@ -123,7 +122,7 @@ class StableDiffusion(Family):
         meta = kohya.metadata(
             adapter,
             name=name,
-            resolution=self.config.resolution,
+            resolution=self.side,
             prediction=self.prediction,
             captions=[item.caption for item in self.items],
             extra={

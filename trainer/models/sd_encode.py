@@ -27,7 +27,7 @@ CODE = 1
 
 def encode_images(parts: Parts, items: Sequence[ImageItem], flips: Sequence[bool]) -> list[list[Tensor]]:
     """For each item and each of `flips` a float32 tensor (2, C, h, w): the posterior's mean and deviation."""
-    side = parts.setup.config.resolution
+    side = parts.side
     vae_id = parts.identity("vae")
     loaded: list[Any] = []
 

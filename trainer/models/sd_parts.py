@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.errors import ModelError
 from trainer.models.base import Setup
+from trainer.models.sniff import native_resolution
 from trainer.quiet import quiet
 
 Encoders = tuple[Any, nn.Module]
@@ -23,6 +24,11 @@ class Parts(ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @property
+    def side(self) -> int:
+        """The side of the square training crop, in pixels."""
+        return self.setup.config.resolution or native_resolution(self.setup.base)
 
     @abstractmethod
     def config(self, part: str) -> dict[str, Any]:

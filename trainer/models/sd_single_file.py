@@ -96,4 +96,6 @@ class SingleFileParts(Parts):
 
     def _broken(self, part: str, error: BaseException) -> ModelError:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return ModelError(f"The {part} of {self.file} cannot be loaded: {text}", "Is it a whole SD 1.5 checkpoint?")
+        return ModelError(
+            f"The {part} of {self.file} cannot be loaded: {text}", "Is it a whole SD 1.5 checkpoint?"
+        )

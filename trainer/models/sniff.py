@@ -29,6 +29,17 @@ class BaseModel:
         return "text" if self.family == "causal-lm" else "images"
 
 
+def native_resolution(base: BaseModel) -> int:
+    """The side in pixels that an image model was made for: sample_size times the VAE's factor; 512 for SD 1.5."""
+    if base.format != "diffusers":
+        return 512
+    unet, vae = (base.path / part / "config.json" for part in ("unet", "vae"))
+    if not (unet.is_file() and vae.is_file()):
+        return 512
+    factor = 2 ** (len(_read_json(vae).get("block_out_channels", [0] * 4)) - 1)
+    return int(_read_json(unet).get("sample_size") or 64) * int(factor)
+
+
 def sniff(path: Path) -> BaseModel:
     """What the file or folder `path` is. Raises ModelError that names what was found and what to do."""
     if path.is_dir():
@@ -162,7 +173,8 @@ _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def _single_file(path: Path) -> BaseModel:
-    keys = [key for key in read_header(path) if key != "__metadata__"]
+    header = read_header(path)
+    keys = [key for key in header if key != "__metadata__"]
 
     def has(part: str) -> bool:
         return any(part in key for key in keys)
@@ -173,6 +185,11 @@ def _single_file(path: Path) -> BaseModel:
         and has("first_stage_model.")
         and not has("conditioner.embedders.")
     ):
+        channels = header.get("model.diffusion_model.input_blocks.0.0.weight", {}).get("shape", [0, 4])[1]
+        if channels != 4:
+            raise ModelError(
+                f"{path} is an inpainting or editing model ({channels} channels in).", "Use SD 1.5."
+            )
         return BaseModel(path, "sd15", "single-file")
     for parts, message in _OTHERS:
         if any(has(part) for part in parts):
