@@ -124,8 +124,8 @@ def load(path: Path) -> Checkpoint:
 def find(output_dir: Path, resume: str, identity: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to go on from, and what was refused on the way, by name.
 
-    `resume` is `never`, `auto` (the newest whole one in `output_dir` that belongs to this training) or a path:
-    of a checkpoint, or of a folder that holds some. Raises CheckpointError if a given path cannot be used.
+    `resume` is `never`, `auto` (the newest whole one in `output_dir` that belongs to this training), or the
+    path of a checkpoint or of a folder that holds some. Raises CheckpointError if that cannot be used.
     """
     if resume == "never":
         return None, []

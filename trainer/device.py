@@ -19,9 +19,7 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            [
-                f"`device` is {name}: torch {torch.__version__} sees {torch.cuda.device_count()} of them here."
-            ],
+            [f"`device` is {name}: torch {torch.__version__} sees {torch.cuda.device_count()} of them here."],
             "Use device: auto or cpu, or mend the driver.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -88,7 +88,7 @@ def explain(error: BaseException, where: str = "") -> TrainerError:
         place = error.filename or where or "the output folder"
         return DiskFullError(
             f"The disk is full: nothing more could be written to {place}.",
-            "The last whole checkpoint was kept. Free some space (or lower keep_last) and run the command again.",
+            "The last whole checkpoint was kept. Free some space, or lower keep_last, and run it again.",
         )
     if _is_out_of_memory(error, text):
         return OutOfMemory(

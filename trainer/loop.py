@@ -92,6 +92,7 @@ class LoRATrainer:
             self._tracker = Tracker(config.tracker, config.output_dir, config.model_dump(mode="json"))
             self.events.write(
                 "start",
+                package=str(Path(__file__).with_name("__init__.py")),
                 run=config.output_dir.absolute().name,
                 kind=self.base.kind,
                 config_hash=config_hash(self.identity),
@@ -254,9 +255,9 @@ class _StepLog:
             }
             self._events.write("step", step=step, steps=self._steps, **numbers)
             if not (abs(loss) < float("inf") and norm < float("inf")):
+                what = "gradient" if abs(loss) < float("inf") else "loss"
                 raise NonFiniteError(
-                    f"The {'gradient' if abs(loss) < float('inf') else 'loss'} is not a number at step {step}, "
-                    f"on {', '.join(sources()[:8])}.",
+                    f"The {what} is not a number at step {step}, on {', '.join(sources()[:8])}.",
                     "Lower learning_rate (usual: 1e-4), use mixed_precision: no, and look at these samples. "
                     "The last checkpoint is from before.",
                 )

@@ -7,6 +7,8 @@ config, in an output folder named `selfcheck`. Exit code 0 if all is well, else 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
@@ -118,12 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failure = cuda = None
     try:
         cuda = cuda_version()
-        stderr = sys.stderr
-        try:
-            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - restored below
+        with contextlib.redirect_stderr(io.StringIO()):
             training_step()
-        finally:
-            sys.stderr = stderr
     except Exception as error:  # noqa: BLE001 - whatever is broken is what the check is for
         failure = f"{type(error).__name__}: {explain(error, 'the training step').message}"
     step = {"ok": failure is None, "seconds": round(time.perf_counter() - began, 2), "error": failure}

@@ -40,7 +40,7 @@ def make_sd(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=32,
+            sample_size=8,
             in_channels=4,
             out_channels=4,
             block_out_channels=channels,

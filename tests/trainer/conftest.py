@@ -73,7 +73,12 @@ def chat(*turns: str) -> str:
 def chats(trainer_home: Path) -> Path:
     folder = trainer_home / "chats"
     folder.mkdir()
-    rows = [chat("hi", "Hello there."), chat("bye", "So long!", "really?", "Yes."), chat("one?", "1"), chat("a", "b c d")]
+    rows = [
+        chat("hi", "Hello there."),
+        chat("bye", "So long!", "really?", "Yes."),
+        chat("one?", "1"),
+        chat("a", "b c d"),
+    ]
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
@@ -89,9 +94,19 @@ def images_config(tiny_sd: Path, pictures: Path, cache_dir: Path, tmp_path: Path
 
     def make(**changes: Any) -> dict[str, Any]:
         return {
-            "train_data_dir": pictures, "base_model": tiny_sd, "output_dir": tmp_path / "style", "resolution": 32,
-            "lora_rank": 2, "batch_size": 2, "max_steps": 3, "learning_rate": 1e-3, "save_steps": 100,
-            "cache_dir": cache_dir, "device": "cpu", "tracker": {"wandb": "off"}, **changes,
+            "train_data_dir": pictures,
+            "base_model": tiny_sd,
+            "output_dir": tmp_path / "style",
+            "resolution": 32,
+            "lora_rank": 2,
+            "batch_size": 2,
+            "max_steps": 3,
+            "learning_rate": 1e-3,
+            "save_steps": 100,
+            "cache_dir": cache_dir,
+            "device": "cpu",
+            "tracker": {"wandb": "off"},
+            **changes,
         }
 
     return make
@@ -103,9 +118,18 @@ def text_config(tiny_lm: Path, chats: Path, cache_dir: Path, tmp_path: Path) -> 
 
     def make(**changes: Any) -> dict[str, Any]:
         return {
-            "train_data_dir": chats, "base_model": tiny_lm, "output_dir": tmp_path / "words", "lora_rank": 2,
-            "batch_size": 2, "max_steps": 3, "learning_rate": 1e-2, "save_steps": 100, "cache_dir": cache_dir,
-            "device": "cpu", "tracker": {"wandb": "off"}, **changes,
+            "train_data_dir": chats,
+            "base_model": tiny_lm,
+            "output_dir": tmp_path / "words",
+            "lora_rank": 2,
+            "batch_size": 2,
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "save_steps": 100,
+            "cache_dir": cache_dir,
+            "device": "cpu",
+            "tracker": {"wandb": "off"},
+            **changes,
         }
 
     return make

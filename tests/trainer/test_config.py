@@ -35,7 +35,13 @@ def problems(text: str) -> list[str]:
 def test_the_nine_keys_mean_what_they_say() -> None:
     config = parse_config(NINE, "x")
     assert config.learning_rate == 0.0002
-    assert (config.lora_rank, config.alpha, config.batch_size, config.epochs, config.save_steps) == (8, 8.0, 4, 10, 100)
+    assert (config.lora_rank, config.alpha, config.batch_size, config.epochs, config.save_steps) == (
+        8,
+        8.0,
+        4,
+        10,
+        100,
+    )
     assert config.metadata_path == Path("data/style_train/metadata.csv")
 
 
@@ -57,8 +63,10 @@ def test_yaml_words_that_pyyaml_takes_for_booleans() -> None:
 
 
 def test_all_errors_at_once_with_line_key_range_and_usual_choice() -> None:
-    found = problems(NINE.replace("lora_rank: 8", "lora_rnk: 8").replace("batch_size: 4", "batch_size: 0")
-                     + "tracker:\n  projct: a\nflip: maybe\n")
+    found = problems(
+        NINE.replace("lora_rank: 8", "lora_rnk: 8").replace("batch_size: 4", "batch_size: 0")
+        + "tracker:\n  projct: a\nflip: maybe\n"
+    )
     assert found[0] == "f.yaml:4: unknown key `lora_rnk`; did you mean `lora_rank`?"
     assert found[1].startswith("f.yaml:5: `batch_size` is 0:")
     assert "allowed: 1 or more" in found[1]
@@ -94,7 +102,7 @@ def test_wrong_values(line: str, said: str) -> None:
     ("text", "said"),
     [
         ("a: [", "f.yaml:1: not YAML"),
-        ("- a\n", "f.yaml:1: expected `key: value` lines, found a list"),
+        ("- a\n", "f.yaml:1: expected `key: value`, found a list"),
         (NINE + "epochs: 3\n", "f.yaml:10: `epochs` is given twice (first on line 6)"),
         ("", "`train_data_dir` is missing"),
         ("!!python/object/apply:os.system ['true']", "found a list"),
@@ -119,7 +127,9 @@ values = st.fixed_dictionaries(
         "lora_rank": st.integers(1, 1024),
         "lora_alpha": st.floats(0.001, 4096),
         "learning_rate": st.floats(1e-9, 1),
-        "target_modules": st.one_of(st.just("auto"), st.lists(st.text("abc._0", min_size=1), min_size=1).map(tuple)),
+        "target_modules": st.one_of(
+            st.just("auto"), st.lists(st.text("abc._0", min_size=1), min_size=1).map(tuple)
+        ),
         "flip": st.booleans(),
         "mixed_precision": st.sampled_from(["auto", "no", "bf16"]),
         "resume": st.text(min_size=1).filter(lambda s: s.isprintable()),
@@ -143,7 +153,9 @@ def test_the_default_config_explains_every_key() -> None:
     text = (ROOT / "configs" / "default.yaml").read_text()
     load_config(ROOT / "configs" / "default.yaml")
     for name in TrainConfig.model_fields:
-        (line, *_) = [row for row in text.splitlines() if row.removeprefix("# ").startswith(f"{name}:")] or [""]
+        (line, *_) = [row for row in text.splitlines() if row.removeprefix("# ").startswith(f"{name}:")] or [
+            ""
+        ]
         assert "#" in line.removeprefix("# "), name
 
 

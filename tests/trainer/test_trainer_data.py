@@ -46,13 +46,21 @@ def lm_header(tmp_path: Path) -> Path:
 
 
 def config(tmp_path: Path, model: Path, **changes: Any) -> TrainConfig:
-    return config_from({
-        "train_data_dir": tmp_path / "data", "base_model": model, "output_dir": tmp_path / "out",
-        "cache_dir": tmp_path / "cache", "resolution": 16, **changes,
-    })
+    return config_from(
+        {
+            "train_data_dir": tmp_path / "data",
+            "base_model": model,
+            "output_dir": tmp_path / "out",
+            "cache_dir": tmp_path / "cache",
+            "resolution": 16,
+            **changes,
+        }
+    )
 
 
-def picture(path: Path, colour: tuple[int, ...] = (10, 200, 30), size: tuple[int, int] = (20, 16), mode: str = "RGB") -> None:
+def picture(
+    path: Path, colour: tuple[int, ...] = (10, 200, 30), size: tuple[int, int] = (20, 16), mode: str = "RGB"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
 
@@ -106,7 +114,7 @@ def test_palette_with_transparency_cmyk_and_the_first_frame_of_a_gif() -> None:
 @given(st.binary(max_size=64), st.integers(0, 200))
 def test_damaged_files_raise_one_error(junk: bytes, cut: int) -> None:
     whole = encoded(Image.effect_noise((24, 24), 50), "PNG")
-    for data in (junk, whole[:cut], whole[:50] + junk + whole[50 + len(junk):]):
+    for data in (junk, whole[:cut], whole[:50] + junk + whole[50 + len(junk) :]):
         try:
             images.open_rgb(data)
         except images.ImageError:
@@ -135,17 +143,27 @@ def test_every_bad_row_and_file_is_listed_at_once(tmp_path: Path, sd_header: Pat
     (data / "empty.png").touch()
     (data / "text.png").write_text("hello")
     rows = [
-        {"file_name": "good.png", "text": "fine"}, {"file_name": "goood.png", "text": "typo"},
-        {"image": "broken.jpg", "prompt": "cut"}, {"file_name": "empty.png", "text": "e"},
-        {"path": "text.png", "caption": "t"}, {"file_name": "good.png"}, {"text": "no file"},
+        {"file_name": "good.png", "text": "fine"},
+        {"file_name": "goood.png", "text": "typo"},
+        {"image": "broken.jpg", "prompt": "cut"},
+        {"file_name": "empty.png", "text": "e"},
+        {"path": "text.png", "caption": "t"},
+        {"file_name": "good.png"},
+        {"text": "no file"},
     ]
     lines = [json.dumps(row) for row in rows]
     (data / "metadata.jsonl").write_text("\n".join([*lines, "{oops", "[1]", ""]))
     report = check_dataset(config(tmp_path, sd_header))
     found = {(p.file, p.line): p for p in report.problems}
     assert set(found) == {
-        ("metadata.jsonl", 2), ("broken.jpg", None), ("empty.png", None), ("text.png", None), ("metadata.jsonl", 6),
-        ("metadata.jsonl", 7), ("metadata.jsonl", 8), ("metadata.jsonl", 9),
+        ("metadata.jsonl", 2),
+        ("broken.jpg", None),
+        ("empty.png", None),
+        ("text.png", None),
+        ("metadata.jsonl", 6),
+        ("metadata.jsonl", 7),
+        ("metadata.jsonl", 8),
+        ("metadata.jsonl", 9),
     }
     assert "good.png" in found["metadata.jsonl", 2].hint
     with pytest.raises(DataError) as caught:
@@ -166,11 +184,18 @@ def test_sidecars_and_pictures_without_a_caption(tmp_path: Path, sd_header: Path
     (tmp_path / "data" / "c.txt").write_text(" \n")
     report = check_dataset(config(tmp_path, sd_header))
     assert [item.caption for item in report.items] == ["a cat", "a dog"]
-    assert [(p.file, p.what) for p in report.problems] == [("c.txt", "the caption is empty"), ("d.png", "has no caption")]
+    assert [(p.file, p.what) for p in report.problems] == [
+        ("c.txt", "the caption is empty"),
+        ("d.png", "has no caption"),
+    ]
 
 
-@pytest.mark.parametrize("content", [None, "", "\n", "file_name,text\n", "picture,words\na,b\n", b"file_name,text\n\xff,a\n"])
-def test_unusable_metadata_is_one_problem(tmp_path: Path, sd_header: Path, content: str | bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content", [None, "", "\n", "file_name,text\n", "picture,words\na,b\n", b"file_name,text\n\xff,a\n"]
+)
+def test_unusable_metadata_is_one_problem(
+    tmp_path: Path, sd_header: Path, content: str | bytes | None
+) -> None:
     picture(tmp_path / "data" / "a.png")
     path = tmp_path / "data" / "metadata.csv"
     if content is not None:
@@ -199,16 +224,22 @@ def test_bad_chat_rows_are_listed_with_their_lines(tmp_path: Path, lm_header: Pa
     (tmp_path / "data").mkdir()
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\u2028b"}]}
     rows: list[str] = [
-        json.dumps(good, ensure_ascii=False), "", "{", json.dumps({"instruction": "x", "output": "y"}),
+        json.dumps(good, ensure_ascii=False),
+        "",
+        "{",
+        json.dumps({"instruction": "x", "output": "y"}),
         json.dumps({"messages": [{"role": "usr", "content": "x"}]}),
         json.dumps({"messages": [{"role": "user", "content": ""}]}),
-        json.dumps({"messages": [{"role": "user", "content": "x"}]}), json.dumps({"messages": [3]}), "null",
+        json.dumps({"messages": [{"role": "user", "content": "x"}]}),
+        json.dumps({"messages": [3]}),
+        "null",
     ]
     (tmp_path / "data" / "b.jsonl").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
     (tmp_path / "data" / "a.jsonl").write_text("")
     report = check_dataset(config(tmp_path, lm_header))
     assert [(p.file, p.line) for p in report.problems] == [
-        ("a.jsonl", None), *[("b.jsonl", line) for line in (3, 4, 5, 6, 7, 8, 9)]
+        ("a.jsonl", None),
+        *[("b.jsonl", line) for line in (3, 4, 5, 6, 7, 8, 9)],
     ]
     assert "instruction" in report.problems[2].what
     assert [item.name for item in report.items] == ["b.jsonl:1"]
@@ -223,14 +254,18 @@ def test_metadata_path_names_the_jsonl(tmp_path: Path, lm_header: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_dataset_keeps_its_digest_wherever_it_is_copied(tmp_path: Path, sd_header: Path, inside: bool) -> None:
+def test_a_dataset_keeps_its_digest_wherever_it_is_copied(
+    tmp_path: Path, sd_header: Path, inside: bool
+) -> None:
     picture(tmp_path / "set" / "pictures" / "a.png")
     picture(tmp_path / "set" / "pictures" / "unused.png")
     metadata = tmp_path / "set" / ("pictures/metadata.csv" if inside else "captions.csv")
     metadata.write_text("file_name,text\na.png,hello\n")
     here = config(tmp_path, sd_header, train_data_dir=tmp_path / "set" / "pictures", metadata_path=metadata)
     files = dataset_files(here)
-    assert [name for name, _ in files] == (["a.png", "metadata.csv"] if inside else ["captions.csv", "pictures/a.png"])
+    assert [name for name, _ in files] == (
+        ["a.png", "metadata.csv"] if inside else ["captions.csv", "pictures/a.png"]
+    )
     there_root = tmp_path / "elsewhere"
     for name, path in files:
         (there_root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -265,6 +300,6 @@ def test_every_epoch_sees_every_sample_once_in_full_batches(seed: int, count: in
     epochs = 3
     stream = [i for n in range(-(-epochs * count // size)) for i in batch_at(seed, count, size, n)]
     for epoch in range(epochs):
-        assert sorted(stream[epoch * count:(epoch + 1) * count]) == list(range(count))
+        assert sorted(stream[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert steps_of(count, size, 1, epochs, None) * size >= epochs * count
     assert steps_of(count, size, 1, epochs, 5) == 5

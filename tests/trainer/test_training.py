@@ -30,8 +30,11 @@ def run(config: dict[str, Any]) -> LoRATrainer:
 
 def adapters(folder: Path) -> dict[str, str]:
     """The digests of what a training publishes."""
-    return {path.name: sha256_file(path) for path in sorted(folder.iterdir())
-            if path.suffix in (".safetensors", ".json")}
+    return {
+        path.name: sha256_file(path)
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".safetensors", ".json")
+    }
 
 
 class Killed(Exception):
@@ -44,18 +47,35 @@ def test_a_run_writes_its_files_and_says_what_it_did(world: Make, events: Read) 
     out = config["output_dir"]
     told = events(out)
     assert [e["event"] for e in told] == [
-        "start", "phase", "phase", "step", "step", "checkpoint", "step", "checkpoint", "phase", "phase", "result",
+        "start",
+        "phase",
+        "phase",
+        "step",
+        "step",
+        "checkpoint",
+        "step",
+        "checkpoint",
+        "phase",
+        "phase",
+        "result",
     ]
     (start,) = [e for e in told if e["event"] == "start"]
     assert (start["run"], start["steps"], start["resumed_from_step"]) == (out.name, 3, 0)
     assert start["dataset_digest"].startswith("sha256:")
     assert start["config_hash"].startswith("sha256:")
     assert start["versions"]["torch"] == torch.__version__
-    assert [e["name"] for e in told if e["event"] == "phase"] == ["prepare_data", "build_model", "train", "export"]
+    assert [e["name"] for e in told if e["event"] == "phase"] == [
+        "prepare_data",
+        "build_model",
+        "train",
+        "export",
+    ]
     steps = [e for e in told if e["event"] == "step"]
     assert [e["step"] for e in steps] == [1, 2, 3]
     for step in steps:
-        assert {"step", "steps", "loss", "lr", "grad_norm", "step_s", "samples_per_s", "memory_bytes"} <= set(step)
+        assert {"step", "steps", "loss", "lr", "grad_norm", "step_s", "samples_per_s", "memory_bytes"} <= set(
+            step
+        )
         assert step["memory_bytes"] > 1e7
     (result,) = [e for e in told if e["event"] == "result"]
     assert result["step"] == 3
@@ -99,7 +119,11 @@ def test_a_killed_run_ends_in_the_same_bytes(
     world: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Read, killed_at: int
 ) -> None:
     options: dict[str, Any] = {
-        "max_steps": 5, "save_steps": 1, "gradient_accumulation": 2, "lr_schedule": "cosine", "warmup_steps": 2,
+        "max_steps": 5,
+        "save_steps": 1,
+        "gradient_accumulation": 2,
+        "lr_schedule": "cosine",
+        "warmup_steps": 2,
     }
     whole = world(output_dir=tmp_path / "whole" / "x", **options)
     run(whole)
@@ -170,20 +194,31 @@ def test_a_run_goes_on_from_a_checkpoint_brought_from_elsewhere(
     assert adapters(second["output_dir"]) == adapters(first["output_dir"])
 
 
-def test_accumulation_equals_one_large_batch_token_for_token(text_config: Make, tmp_path: Path, events: Read) -> None:
+def test_accumulation_equals_one_large_batch_token_for_token(
+    text_config: Make, tmp_path: Path, events: Read
+) -> None:
     rows = [("x" * n, "y" * (9 * n % 23 + 1)) for n in range(1, 9)]
     data = tmp_path / "rows"
     data.mkdir()
-    (data / "rows.jsonl").write_text("".join(
-        json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}) + "\n"
-        for q, a in rows
-    ))
+    (data / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
+            + "\n"
+            for q, a in rows
+        )
+    )
     curves = []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        config = text_config(train_data_dir=data, batch_size=size, gradient_accumulation=accumulation,
-                             output_dir=tmp_path / f"{size}")
+        config = text_config(
+            train_data_dir=data,
+            batch_size=size,
+            gradient_accumulation=accumulation,
+            output_dir=tmp_path / f"{size}",
+        )
         run(config)
-        curves.append([(e["loss"], e["grad_norm"]) for e in events(config["output_dir"]) if e["event"] == "step"])
+        curves.append(
+            [(e["loss"], e["grad_norm"]) for e in events(config["output_dir"]) if e["event"] == "step"]
+        )
     for curve in curves[1:]:
         for (loss, norm), (wanted_loss, wanted_norm) in zip(curve, curves[0], strict=True):
             assert loss == pytest.approx(wanted_loss, rel=1e-4)
@@ -191,8 +226,18 @@ def test_accumulation_equals_one_large_batch_token_for_token(text_config: Make, 
 
 
 def test_every_image_option_at_once(images_config: Make) -> None:
-    run(images_config(flip=True, caption_dropout=0.5, min_snr_gamma=5, noise_offset=0.1, lora_alpha=4.5,
-                      target_modules=["to_q", "conv1"], max_grad_norm=0, lr_schedule="linear"))
+    run(
+        images_config(
+            flip=True,
+            caption_dropout=0.5,
+            min_snr_gamma=5,
+            noise_offset=0.1,
+            lora_alpha=4.5,
+            target_modules=["to_q", "conv1"],
+            max_grad_norm=0,
+            lr_schedule="linear",
+        )
+    )
 
 
 def test_bf16_base_keeps_the_adapter_in_fp32(world: Make) -> None:
@@ -207,7 +252,9 @@ def test_bf16_base_keeps_the_adapter_in_fp32(world: Make) -> None:
     assert torch.bfloat16 in {p.dtype for p in model.parameters() if not p.requires_grad}
 
 
-def test_a_warm_cache_loads_neither_vae_nor_text_encoder(images_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_cache_loads_neither_vae_nor_text_encoder(
+    images_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trainer.models.sd_parts import FolderParts
 
     run(images_config(max_steps=1))
@@ -238,7 +285,9 @@ def test_cached_latents_and_captions_stay_together(images_config: Make) -> None:
     header, *rows = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
     one, two = prepared(config), prepared(images_config(train_data_dir=folder))
-    for first, second, a, b in zip(one.items, reversed(two.items), one.latents, reversed(two.latents), strict=True):
+    for first, second, a, b in zip(
+        one.items, reversed(two.items), one.latents, reversed(two.latents), strict=True
+    ):
         assert (first.name, first.caption) == (second.name, second.caption)
         assert torch.equal(a[0], b[0])
     assert not torch.equal(one.latents[0][0], one.latents[1][0])

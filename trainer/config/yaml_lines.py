@@ -37,9 +37,7 @@ def read(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
             return {}, lines
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(
-                [
-                    f"{source}:{node.start_mark.line + 1}: expected `key: value` lines, found a {_KINDS[type(node)]}."
-                ]
+                [f"{source}:{node.start_mark.line + 1}: expected `key: value`, found a {_KINDS[type(node)]}."]
             )
         problems: list[str] = []
         _walk(node, (), source, lines, problems)

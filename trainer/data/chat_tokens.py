@@ -46,12 +46,13 @@ def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prompt: bool) ->
     return text
 
 
-def spans(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """(text, [(start, end) in characters of what is learnt]): each assistant turn with its end-of-turn mark,
-    without the white space after that. Raises TemplateError."""
+def spans(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]], bool]:
+    """(text, [(start, end) in characters of what is learnt], whether the template marks the end of a turn):
+    each assistant turn with its mark, without the white space after that. Raises TemplateError."""
     text = render(tokenizer, messages, prompt=False)
     found: list[tuple[int, int]] = []
-    for number, (role, _) in enumerate(messages):
+    marked = True
+    for number, (role, content) in enumerate(messages):
         if role != "assistant":
             continue
         before = render(tokenizer, messages[:number], prompt=True)
@@ -59,25 +60,21 @@ def spans(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[str, lis
         if not after.startswith(before) or not text.startswith(after.rstrip()):
             raise TemplateError("the chat template changes earlier turns when later ones are added")
         found.append((len(before), len(after.rstrip())))
-    return text, found
+        marked = bool(after[len(before) :].strip().removeprefix(content.strip()).strip())
+    return text, found, marked
 
 
 def tokenize(tokenizer: Any, messages: Sequence[tuple[str, str]], max_length: int) -> Sample:
     """Token ids, cut at `max_length`, with the mask from character offsets. A turn that the template closes
     with no marker gets the end-of-sequence token, so that the model learns to stop. Raises TemplateError."""
-    text, learnt_spans = spans(tokenizer, messages)
+    text, learnt_spans, marked = spans(tokenizer, messages)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     learnt = [
         end > start and any(start < b and end > a for a, b in learnt_spans)
         for start, end in encoded["offset_mapping"]
     ]
-    content = messages[-1][1].strip()
-    if (
-        messages[-1][0] == "assistant"
-        and text.rstrip().endswith(content)
-        and tokenizer.eos_token_id is not None
-    ):
+    if not marked and messages[-1][0] == "assistant" and tokenizer.eos_token_id is not None:
         ids.append(int(tokenizer.eos_token_id))
         learnt.append(True)
     return Sample(tuple(ids[:max_length]), tuple(learnt[:max_length]))

@@ -12,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def vocabulary_file() -> Path | None:
-    """`bpe_simple_vocab_16e6.txt.gz` of an installed open_clip, which is not imported (it wants torchvision)."""
+    """`bpe_simple_vocab_16e6.txt.gz` of an installed open_clip, not imported (it wants torchvision)."""
     spec = importlib.util.find_spec("open_clip")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (file := Path(folder) / "bpe_simple_vocab_16e6.txt.gz").is_file():

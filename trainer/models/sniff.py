@@ -30,7 +30,7 @@ class BaseModel:
 
 
 def native_resolution(base: BaseModel) -> int:
-    """The side in pixels that an image model was made for: sample_size times the VAE's factor; 512 for SD 1.5."""
+    """The side in pixels that an image model was made for: sample_size times the VAE's factor."""
     if base.format != "diffusers":
         return 512
     unet, vae = (base.path / part / "config.json" for part in ("unet", "vae"))
