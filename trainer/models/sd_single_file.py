@@ -1,5 +1,8 @@
-"""Stable Diffusion 1.5 from one .safetensors file in the original (LDM) layout, wholly offline: the configs
-ship with this package, the tokenizer comes from open-clip-torch or from a `tokenizer` folder beside the file."""
+"""Stable Diffusion 1.5 from one .safetensors file in the original (LDM) layout, wholly offline.
+
+The configs ship with this package; the tokenizer comes from open-clip-torch, or from a `tokenizer` folder
+beside the file.
+"""
 
 from __future__ import annotations
 
