@@ -2,8 +2,8 @@
 
 A canary attempt that fails costs its user nothing: the trainer's or the platform's fault means another
 attempt on stable, no capacity means another cloud, the user's fault is final at once if stable says so (a
-canary that wrongly blames its users must not cost them, so its verdict is asked again of stable). Durations
-are in seconds on the reconciler's own monotonic clock.
+release on trial that wrongly blames its users must not cost them, so stable is asked again). Durations are
+in seconds on the reconciler's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -133,15 +133,13 @@ def _between(request: RequestState) -> Action:
         return Finish(ResultState.CANCELLED, "cancelled", "Cancelled on request.")
     if last is None:
         return StartAttempt()
-    on_stable = last.track is Track.STABLE
-    if on_stable and last.state is AttemptState.FAILED and last.cause in FINAL_CAUSES:
+    if not last.on_trial and last.state is AttemptState.FAILED and last.cause in FINAL_CAUSES:
         return Finish(ResultState.FAILED, last.cause, last.message)
     if order.probe is not None:
         state = ResultState.CANCELLED if last.state is AttemptState.SUPERSEDED else ResultState.FAILED
         return Finish(state, last.cause, last.message)
     failures = sum(
-        each.track is Track.STABLE and each.state in (AttemptState.FAILED, AttemptState.LOST)
-        for each in attempts
+        not each.on_trial and each.state in (AttemptState.FAILED, AttemptState.LOST) for each in attempts
     )
     if failures >= order.max_attempts or len(attempts) >= MOST_ATTEMPTS:
         return Finish(

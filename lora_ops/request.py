@@ -61,16 +61,24 @@ class Order(Model):
 
 
 class Attempt(Model):
+    """One try. `trial`: its digest is the active rollout's, also on the stable track after the promotion."""
+
     n: int
     cloud: str
     track: Track
     digest: str
     rollout: str | None = None
+    trial: bool = False
     state: AttemptState = AttemptState.OPEN
     cause: str | None = None
     message: str = ""
     seq: int
     ended_seq: int | None = None
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether the release was still being judged: its failure costs its user nothing."""
+        return self.trial or self.track is Track.CANARY
 
 
 class Result(Model):

@@ -289,6 +289,30 @@ def test_a_canary_attempt_uses_up_none_of_its_users_attempts(kind: str) -> None:
     assert isinstance(decide(state, Sight(), LIMITS), Finish)
 
 
+def test_a_release_in_its_hold_is_on_trial_too() -> None:
+    """It is stable then, but still judged; the request goes to what was stable before."""
+    for cause in ("user_error", "trainer_error"):
+        held = step(
+            submitted(max_attempts=1),
+            "attempt-started",
+            cloud="a",
+            track="stable",
+            digest="sha256:new",
+            trial=True,
+        )
+        assert decide(failed(held, cause), Sight(), LIMITS) == StartAttempt()
+        assert isinstance(decide(failed(begun(failed(held, cause)), cause), Sight(), LIMITS), Finish)
+
+
+def test_a_request_that_only_ever_fails_on_trial_ends_too() -> None:
+    state = submitted(max_attempts=1)
+    for _ in range(MOST_ATTEMPTS):
+        assert decide(state, Sight(), LIMITS) == StartAttempt()
+        state = step(state, "attempt-started", cloud="a", track="stable", digest="sha256:new", trial=True)
+        state = failed(state, "trainer_error")
+    assert isinstance(decide(state, Sight(), LIMITS), Finish)
+
+
 def test_attempts_are_bounded_and_the_last_failure_is_told() -> None:
     assert isinstance(decide(tried(*["trainer_error"] * 3), Sight(), LIMITS), StartAttempt)
     action = decide(tried(*["trainer_error"] * 4), Sight(), LIMITS)
@@ -313,7 +337,8 @@ def test_a_long_queue_everywhere_never_fails_a_request() -> None:
         state = act(state, action)
         assert decide(state, Sight(), LIMITS) == StartAttempt(avoid=frozenset({"a"}))
     assert decide(begun(state), waiting, LIMITS) == Nothing()
-    assert decide(begun(submitted()), replace(waiting, other_cloud_open=False), LIMITS) == Nothing()
+    for calm in (replace(waiting, other_cloud_open=False), replace(waiting, run_for_s=LIMITS.spill_after_s)):
+        assert decide(begun(submitted()), calm, LIMITS) == Nothing()
 
 
 # --- one attempt under way ----------------------------------------------------------------------------

@@ -217,6 +217,7 @@ def test_one_canary_attempt_is_the_last(canary: bool) -> None:
 
 def test_probes_and_verifications_are_not_users_own() -> None:
     assert Order().users_own
+    assert Order().canary
     assert not Order(probe="r/a-1").users_own
     assert not Order(verifies="r/promoted").users_own
 

@@ -254,7 +254,7 @@ class Journal(RuleBasedStateMachine):
 
 
 TestJournal = Journal.TestCase
-TestJournal.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestJournal.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 @given(state=worlds.live_platforms(), kind=st.sampled_from(["rolled-back", "aborted"]))

@@ -164,7 +164,7 @@ def audit(store: Store) -> None:
 
 
 @given(schedules)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_interleaving_is_one_history(schedule: list[Turn]) -> None:
     audit(run([(0, False, 0), (0, True, 0), *schedule]))
 

@@ -209,4 +209,16 @@ def test_a_pinned_probe_reaches_a_canary_of_weight_zero_but_never_after_the_leas
     assert pinned(of, "a", Track.CANARY, LATER) is None
     assert pinned(of, "a", Track.STABLE, LATER) == Route("a", Track.STABLE, OLD)
     assert pinned(of, "x", Track.STABLE, NOW) is None
-    assert pinned(Fleet.of(platform(), {}, LATER), "a", Track.CANARY, NOW) is None
+
+
+def test_a_pinned_probe_reaches_no_canary_outside_of_its_wave() -> None:
+    start = step(platform(), started(rules=policy([("a",), ("b", "c")], plan=(100,))))
+    reached = {
+        steps: [
+            cloud
+            for cloud in "abc"
+            if pinned(Fleet.of(drive(start, steps), {}, LATER), cloud, Track.CANARY, NOW) is not None
+        ]
+        for steps in (0, 4, 5, 6, 7, 8, 9)
+    }
+    assert reached == {0: [], 4: [], 5: ["a"], 6: [], 7: ["b", "c"], 8: [], 9: []}
