@@ -5,10 +5,11 @@ alpha 1 %, m = 2), pass at E >= 1/beta against the harmful share (beta 5 %). Pri
 passes and the samples it took, simulated beside expected, and exits 1 when they differ by more than the error
 of two simulations of this size (the expected ones come from 20,000 releases too, printed to three digits).
 
-    python benchmarks/gate_simulation.py [--releases 20000] [--seed 1]
+    python -m benchmarks.gate_simulation [--releases 20000] [--seed 1] [--json]
 """
 
 import argparse
+import json
 import sys
 from typing import NamedTuple
 
@@ -87,7 +88,8 @@ def differs(found: Row, expected: Row, releases: int) -> bool:
     """Shares: four standard errors of the difference of two simulations, and the table's rounding."""
     variance = expected.fail * (1 - expected.fail) + 1e-4
     allowed = 4 * (variance * (1 / releases + 1 / 20_000)) ** 0.5 + 5e-4
-    samples_off = any(abs(a - b) > max(1.0, 0.1 * b) for a, b in zip(found[2:], expected[2:], strict=True))
+    wide = 0.1 * max(1.0, (20_000 / releases) ** 0.5)
+    samples_off = any(abs(a - b) > max(1.0, wide * b) for a, b in zip(found[2:], expected[2:], strict=True))
     return abs(found.fail - expected.fail) > allowed or samples_off
 
 
@@ -95,24 +97,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Simulate the gates beside the table of the design.")
     parser.add_argument("--releases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.releases < 1:
         parser.error("--releases must be 1 or more")
     rng = np.random.default_rng(options.seed)
-    wrong = 0
-    print(f"{options.releases} releases; limit {LIMIT:.0%}, alpha {ALPHA:.0%}, beta {BETA:.0%}, m = {TESTS}")
-    print(f"{'harmful':>8} {'true':>6}   {'simulated: fail / pass, samples':<34} {'expected':<30}")
+    table = []
     for harmful, rows in EXPECTED.items():
         fails, passes = boundaries(harmful)
         for p, expected in rows.items():
             found = simulate(p, fails, passes, options.releases, rng)
-            off = differs(found, expected, options.releases)
-            wrong += off
-            shown = (
-                f"{r.fail:.3f} / {r.passed:.3f}, {r.median:.0f} ({r.p90:.0f})" for r in (found, expected)
-            )
-            line = "{:<34} {:<30}".format(*shown)
-            print(f"{harmful:>8.0%} {p:>6.0%}   {line} {'DIFFERS' if off else ''}".rstrip())
+            table.append((harmful, p, found, expected, differs(found, expected, options.releases)))
+    wrong = sum(off for *_, off in table)
+    if options.json:
+        keys = ("harmful", "true_error_rate", "simulated", "expected", "differs")
+        lines = [(h, p, a._asdict(), b._asdict(), bool(off)) for h, p, a, b, off in table]
+        document = [dict(zip(keys, line, strict=True)) for line in lines]
+        print(json.dumps({"releases": options.releases, "rows": document}, indent=2))
+        return 1 if wrong else 0
+    print(f"{options.releases} releases; limit {LIMIT:.0%}, alpha {ALPHA:.0%}, beta {BETA:.0%}, m = {TESTS}")
+    print(f"{'harmful':>8} {'true':>6}   {'simulated: fail / pass, samples':<34} {'expected':<30}")
+    for harmful, p, found, expected, off in table:
+        shown = (f"{r.fail:.3f} / {r.passed:.3f}, {r.median:.0f} ({r.p90:.0f})" for r in (found, expected))
+        line = "{:<34} {:<30}".format(*shown)
+        print(f"{harmful:>8.0%} {p:>6.0%}   {line} {'DIFFERS' if off else ''}".rstrip())
     print("all within the error of the simulation" if not wrong else f"{wrong} rows differ")
     return 1 if wrong else 0
 

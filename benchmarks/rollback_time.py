@@ -98,7 +98,7 @@ def measure(
             began = time.monotonic()
             result, requests = roll_out(running, bad, every_s, body)
             results.append(result)
-            ended += drain(running, requests)
+            drain(running, requests, ended)
             say(f"{number}/{rollouts}  {_line(result)}  ({time.monotonic() - began:.0f} s in all)")
             if result.phase == "promoted":
                 raise RuntimeError(f"rollout {result.id} was promoted: the bad release is stable now")
@@ -124,18 +124,16 @@ def roll_out(running: Running, bad: Path, every_s: float, body: dict[str, Any]) 
         time.sleep(POLL_S if due is None else min(POLL_S, max(0.05, due - time.monotonic())))
 
 
-def drain(running: Running, requests: Sequence[str]) -> Counter[str]:
-    """How the requests ended: the next rollout starts on an idle platform. `open`: not in time."""
-    states: Counter[str] = Counter()
+def drain(running: Running, requests: Sequence[str], ended: Counter[str]) -> None:
+    """Count how the requests end (`open`: not in time): the next rollout starts on an idle platform."""
     give_up = time.monotonic() + PATIENCE_S
     for request in requests:
         while True:
             state = running.get(f"/api/requests/{request}")["state"]
             if state in RESULTS or time.monotonic() > give_up:
-                states[state if state in RESULTS else "open"] += 1
+                ended[state if state in RESULTS else "open"] += 1
                 break
             time.sleep(POLL_S)
-    return states
 
 
 def _measured(document: dict[str, Any], looks: Sequence[dict[str, Any]]) -> Measured:
@@ -153,7 +151,7 @@ def _measured(document: dict[str, Any], looks: Sequence[dict[str, Any]]) -> Meas
 
 def _pace(looks: Sequence[dict[str, Any]]) -> float | None:
     """Seconds from one sample to the next, as the looks saw them come; None with fewer than two."""
-    seen = [
+    seen: list[tuple[float, int]] = [
         (datetime.fromisoformat(look["time"]).timestamp(), look["results"][0]["n_pass"])
         for look in looks
         if look["results"][0]["n_pass"]
@@ -268,8 +266,8 @@ def _line(result: Measured) -> str:
     where = "in the hold" if result.passed_canary else "in the canary"
     first, deciding = result.first_failure_to_rollback_s, result.deciding_sample_to_rollback_s
     return (
-        f"{result.phase} {where}: verdict at sample {result.samples}, first failure {_cell(first)} s and deciding"
-        f" sample {_cell(deciding)} s before the end, a sample every {_cell(result.seconds_a_sample)} s"
+        f"{result.phase} {where}: verdict at sample {result.samples}, first failure {_cell(first)} s and"
+        f" deciding sample {_cell(deciding)} s before it, one every {_cell(result.seconds_a_sample)} s"
     )
 
 
@@ -307,7 +305,7 @@ def show(found: dict[str, Any], every_s: float, requests: Counter[str]) -> None:
     )
     told = ", ".join(f"{count} {phase}" for phase, count in found["phases"].items())
     ended = ", ".join(f"{count} {state}" for state, count in requests.items())
-    print(f"rollouts: {told}; requests: {requests.total()} submitted, {ended}")
+    print(f"rollouts: {told}; requests: {ended or 'none ended yet'}")
     pace = found["rows"]["seconds_a_sample"]["ratio"]
     if pace is not None and pace > 1.5:
         print(f"this machine was too busy: samples came {pace:.1f} times as far apart as the requests")
