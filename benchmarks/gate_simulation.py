@@ -95,7 +95,9 @@ def differs(found: Row, expected: Row, releases: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Simulate the gates beside the table of the design.")
-    parser.add_argument("--releases", type=int, default=20_000)
+    parser.add_argument(
+        "--releases", type=int, default=20_000, help="below 10,000 a row may differ by chance"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections import Counter
+from typing import Any
 
 from lora_ops.gates.counts import Metric
 from lora_ops.gates.verdict import GateSpec
@@ -31,7 +32,7 @@ def mid_canary(clouds: int, weight: int) -> AppState:
         gates=(GateSpec(metric=Metric.ERROR_RATE, limit=0.05),),
     ).model_dump(mode="json")
     of = {"rollout": "roll-1", "epoch": 0}
-    events = [
+    events: list[tuple[str, dict[str, Any]]] = [
         *[
             ("cloud-set", {"name": name, "stable": "sha256:old", "share": 1.0 + n % 2})
             for n, name in enumerate(names)
