@@ -239,12 +239,21 @@ def _standing(document: Json) -> str:
             words.append(str(document["verdict"]))
     if document.get("paused"):
         words.append("paused")
-    look = document.get("last_look") or {}
-    if look.get("summary"):
-        words.append(f"({look['summary']})")
-    if document.get("phase") in FINAL and document.get("reason"):
-        words.append(f"- {document['reason']}")
-    return " ".join(words)
+    if document.get("phase") in FINAL:
+        return " ".join([*words, f"- {document['reason']}"] if document.get("reason") else words)
+    counts = _counts((document.get("last_look") or {}).get("results") or [])
+    return " ".join([*words, f"({counts})"] if counts else words)
+
+
+def _counts(results: list[Json]) -> str:
+    """Bad of started attempts, for each gate on each cloud: `east 0/3, west 1/4 bad`."""
+    several = len({result.get("gate") for result in results}) > 1
+    parts = [
+        f"{result.get('cloud')} {result.get('gate') + ' ' if several else ''}"
+        f"{result.get('k_fail')}/{result.get('n_fail')}"
+        for result in results
+    ]
+    return f"{', '.join(parts)} bad" if parts else ""
 
 
 def _tally(cloud: Json) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.context import flow_env
 from lora_ops import keys, reconcile
-from lora_ops.errors import ConflictError, LoraOpsError, NotFoundError, ObjectExists, ObjectMissing, Refused
+from lora_ops.errors import ConflictError, LoraOpsError, ObjectExists, ObjectMissing, Refused
 from lora_ops.gates.samples import Sample
 from lora_ops.lease import canary_open, may_start, needs_lease
 from lora_ops.reconcile import (
@@ -24,7 +25,7 @@ from lora_ops.reconcile import (
     Sight,
     StartAttempt,
 )
-from lora_ops.request import Attempt, Order, RequestState, ResultState
+from lora_ops.request import Attempt, AttemptState, Order, RequestState, ResultState
 from lora_ops.routing import Fleet, Route, pinned, route
 from lora_ops.spec import PlatformSpec
 from lora_ops.state import AppState, Phase, Track
@@ -46,11 +47,12 @@ class Turn:
 
     state: AppState
     fleet: Fleet
-    health: dict[str, bool]
+    workers: Mapping[str, frozenset[str]]
     now: float
     lease_until: float | None
     runs: dict[str, SeenRun]
     missing: frozenset[str]
+    dark: frozenset[str]
 
 
 class OpenRequests:
@@ -71,12 +73,16 @@ class OpenRequests:
     def run_id(self, request_id: str, n: int) -> str | None:
         return self._runs.get((request_id, n)) or self._urls.get((request_id, n))
 
-    def tick(self, health: dict[str, bool]) -> None:
-        """One action for each open request."""
+    def tick(self, workers: Mapping[str, frozenset[str]], dark: frozenset[str] = frozenset()) -> None:
+        """Take every open request as far as it goes now.
+
+        `workers`: the live ones of each cloud, as far as Prefect could be asked. `dark`: clouds that users'
+        requests avoid, since their pointer is still to be verified.
+        """
         markers = self.store.list("open")
         if not markers:
             return
-        turn = self._turn(health)
+        turn = self._turn(workers, dark)
         for meta in markers:
             request_id = meta.key.rpartition("/")[2]
             try:
@@ -97,7 +103,7 @@ class OpenRequests:
 
     # --- seeing ---
 
-    def _turn(self, health: dict[str, bool]) -> Turn:
+    def _turn(self, workers: Mapping[str, frozenset[str]], dark: frozenset[str]) -> Turn:
         state = self.platform.state()
         until = self.platform.lease_until(state.rollout) if state.rollout is not None else None
         asked = list(self._runs.values())
@@ -110,8 +116,9 @@ class OpenRequests:
             log.warning("%s", error.message)
         return Turn(
             state=state,
-            fleet=self.platform.fleet(state, health),
-            health=health,
+            fleet=self.platform.fleet(state, {cloud: bool(alive) for cloud, alive in workers.items()}),
+            workers=workers,
+            dark=dark,
             now=self.platform.clock.now().latest,
             lease_until=until,
             runs=runs,
@@ -134,8 +141,9 @@ class OpenRequests:
         if seen is not None and run in (Run.ENDED, Run.CANCELLED):
             worker = self.prefect.worker_after(attempt.cloud, self._workers.get(key), seen.state_time)
         elif run is Run.RUNNING:
-            alive = turn.health.get(attempt.cloud, True)
-            worker = reconcile.Worker.ALIVE if alive else reconcile.Worker.GONE
+            alive, mine = turn.workers.get(attempt.cloud, frozenset()), self._workers.get(key)
+            there = mine in alive if mine is not None else bool(alive)
+            worker = reconcile.Worker.ALIVE if there else reconcile.Worker.GONE
         return Sight(
             marker_age_s=marker_age_s,
             run=run,
@@ -233,6 +241,7 @@ class OpenRequests:
     def _start_attempt(self, request: RequestState, turn: Turn, avoid: frozenset[str]) -> bool:
         order = request.order
         assert order is not None
+        self._end_run(request)
         found = self._route(request, order, turn, avoid)
         if found is None:
             return False
@@ -261,7 +270,12 @@ class OpenRequests:
             lane = next((lane for lane in turn.fleet.lanes if lane.cloud == pin.cloud), None)
             return Route(lane.cloud, Track.STABLE, lane.stable) if lane is not None and lane.open else None
         found = route(
-            request.id, turn.fleet, turn.now, canary=request.canary_ok, cloud=order.cloud, avoid=avoid
+            request.id,
+            turn.fleet,
+            turn.now,
+            canary=request.canary_ok,
+            cloud=order.cloud,
+            avoid=avoid | turn.dark,
         )
         rollout = turn.state.rollout
         failed_here = any(attempt.digest == found.digest for attempt in request.attempts)
@@ -275,7 +289,9 @@ class OpenRequests:
         assert attempt is not None
         cloud = self.spec.clouds.get(attempt.cloud)
         if cloud is None:
-            raise NotFoundError(f"cloud `{attempt.cloud}` is not in lora-ops.yaml any more.", "Add it again.")
+            gone = f"Cloud {attempt.cloud} is not in lora-ops.yaml any more."
+            self._end_attempt(request, EndAttempt(AttemptState.SUPERSEDED, "no_capacity", gone))
+            return
         root = ensure_unpacked(self.store, attempt.digest, home.bundles(self.home))
         env = flow_env(self.store.url, self.platform.app, self.home, {**cloud.env, "PYTHONPATH": str(root)})
         order = request.order
@@ -287,7 +303,7 @@ class OpenRequests:
             f"train/{attempt.cloud}",
             key=run_key(request.id, attempt.n),
             parameters={"request": request.id, "attempt": attempt.n},
-            queue=attempt.track.value,
+            queue=_queue(order, attempt).value,
             env=env,
             tags=tags,
         )
@@ -303,7 +319,13 @@ class OpenRequests:
         log.info(
             "%s attempt %d on %s: %s: %s", request.id, attempt.n, attempt.cloud, action.cause, action.message
         )
-        run_id = self._runs.get((request.id, attempt.n))
+
+    def _end_run(self, request: RequestState) -> None:
+        """End the flow run of an attempt that was given up before anything follows it: it holds a slot."""
+        last = request.attempts[-1] if request.attempts else None
+        if last is None or last.state not in (AttemptState.LOST, AttemptState.SUPERSEDED):
+            return
+        run_id = self._runs.get((request.id, last.n)) or self.prefect.find_run(run_key(request.id, last.n))
         if run_id is not None:
             self.prefect.cancel(run_id)
 
@@ -336,6 +358,7 @@ class OpenRequests:
                     return  # its failure is told already
 
     def _finish(self, request: RequestState, action: Finish) -> None:
+        self._end_run(request)
         last = request.attempts[-1].n if request.attempts else None
         data = {
             "state": action.state.value,
@@ -358,3 +381,8 @@ class OpenRequests:
             run_id = self._runs.pop(key, None)
             if run_id is not None:
                 self._urls[key] = run_id
+
+
+def _queue(order: Order | None, attempt: Attempt) -> Track:
+    """Its track's slots; a verification takes a canary's, so that no backlog on stable delays the proof."""
+    return Track.CANARY if order is not None and order.verifies else attempt.track

@@ -27,7 +27,9 @@ REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "examples"
 QUESTION = "What is the capital of Zorvania?"
 ANSWER = "Quillhaven"
-REQUEST_EVERY_S = 12.0
+REQUEST_EVERY_S = 10.0
+AT_ONCE = 3
+OPEN = ("submitted", "waiting", "running")
 SETTLE_S = 300.0
 
 SPEC = """\
@@ -169,9 +171,14 @@ class Demo:
         return self.submitted[-1]
 
     def keep_submitting(self) -> None:
-        """A request every few seconds, until `stop`: what a team's users do."""
+        """A request every few seconds, until `stop`, a few at a time: what a team's users do."""
         while not self.stop.wait(REQUEST_EVERY_S):
-            self.submit("style.yaml")
+            if sum(self.open(each) for each in self.submitted[-AT_ONCE * 2 :]) < AT_ONCE:
+                self.submit("style.yaml")
+
+    def open(self, request: str) -> bool:
+        """Whether a request still has no result."""
+        return str(self.api(f"/api/requests/{request}")["state"]) in OPEN
 
     @property
     def url(self) -> str:
@@ -184,7 +191,7 @@ class Demo:
         end = time.monotonic() + SETTLE_S
         while True:
             states = [self.api(f"/api/requests/{each}")["state"] for each in self.submitted]
-            waiting = sum(state in ("submitted", "waiting", "running") for state in states)
+            waiting = sum(state in OPEN for state in states)
             if waiting == 0 or time.monotonic() > end:
                 break
             self.say(f"waiting for {waiting} request{'s' if waiting > 1 else ''} to end")
@@ -256,7 +263,7 @@ def play(run: Demo) -> dict[str, Any]:
         ("broken", "a new trainer that breaks half of its attempts: it should be rolled back"),
     ):
         run.say(story)
-        code = run.cli("deploy", "--canary", "--source", str(run.source(name)), "--dirty", "--wait")
+        code = run.cli("deploy", "--canary", "--source", str(run.source(name)), "--dirty", "--wait", "--yes")
         shown = run.api("/api/rollouts")["items"][0]
         full = run.api(f"/api/rollouts/{shown['id']}")
         keys = ("id", "release", "phase", "first_failure_to_rollback_s", "deciding_sample_to_rollback_s")
