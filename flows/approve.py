@@ -6,17 +6,21 @@ counts only where the spec accepts that; `lora-ops rollout approve` is the way t
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.input import RunInput
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.context import flow_context
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, StoreUnavailable
+from lora_ops.state import Phase
+from tasks.platform import Platform
 
 APPROVE_DEPLOYMENT = "approve/control"
 WAIT_S = 7 * 86400
+LOOK_S = 2.0
 
 
 class Approval(RunInput):
@@ -29,11 +33,19 @@ class Approval(RunInput):
 
 @flow(name="approve", flow_run_name="approve {rollout}")
 async def approve(rollout: str, summary: str = "") -> State[None]:
-    """Pause for the form, then journal `approved` or `rolled-back`."""
+    """Pause for the form, then journal `approved` or `rolled-back`; end when it was decided elsewhere."""
+    platform = flow_context(f"approve {rollout}").platform
     form = Approval.with_initial_data(description=f"**Promote {rollout}?**\n\n{summary}")
     waiting: Any = pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=2)
-    answer: Approval = await waiting
-    platform = flow_context(f"approve {rollout}").platform
+    answering: asyncio.Future[Approval] = asyncio.ensure_future(waiting)
+    elsewhere = asyncio.create_task(_decided(platform, rollout))
+    both: set[asyncio.Future[Any]] = {answering, elsewhere}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    elsewhere.cancel()
+    if not answering.done():
+        answering.cancel()
+        return Cancelled(name="Decided", message="It was decided elsewhere.")
+    answer = answering.result()
     said = f"prefect-ui, unverified: {answer.name or 'no name'}: {answer.note}"
     try:
         if answer.approve:
@@ -46,3 +58,16 @@ async def approve(rollout: str, summary: str = "") -> State[None]:
         get_run_logger().warning("%s %s", error.message, error.hint)
         return Failed(message=error.message)
     return Completed(message=said)
+
+
+async def _decided(platform: Platform, rollout_id: str) -> None:
+    """Return when nobody is asked any more."""
+    while True:
+        try:
+            rollout = (await asyncio.to_thread(platform.state)).rollout
+            asking = rollout is not None and rollout.id == rollout_id and not rollout.approved
+            if rollout is None or not asking or rollout.phase is not Phase.AWAITING_APPROVAL:
+                return
+        except StoreUnavailable:
+            pass
+        await asyncio.sleep(LOOK_S)

@@ -49,6 +49,10 @@ class Outcome(Exception):
         self.message = message
 
 
+class Duplicate(Exception):
+    """Another process runs this attempt (Prefect may start two for one run): go without a word."""
+
+
 @dataclass(slots=True)
 class Facts:
     """What the attempt has seen of its trainer so far."""
@@ -86,7 +90,7 @@ class Attempt:
         self.root = Path(flows.__file__).resolve().parent.parent
 
     async def run(self) -> str:
-        """Raises Outcome when it ends without a result of its own."""
+        """Raises Outcome when it ends without a result of its own, Duplicate when it is not the one."""
         record, order = self.read_record()
         self.check_code(record)
         self.admit(record, order)
@@ -133,12 +137,18 @@ class Attempt:
 
     def check_code(self, record: Record) -> None:
         """The digest of the code that really runs must be the record's (design: What Prefect gives)."""
-        found = digest_of_running(flows.__file__, self.root / "trainer" / "__init__.py")
+        found = digest_of_running(flows.__file__)
         if found != record.digest:
             message = f"This process runs {found}, but the attempt is pinned to {record.digest}."
             self.sample(record, cause="wrong_code", message=message)
             self.end("attempt-lost", "wrong_code", message)
             raise Outcome("WrongCode", message)
+
+    def check_child(self, package: str | None) -> None:
+        """The child says where its `trainer` came from: it must be the tree whose digest was checked."""
+        if package is None or Path(package).resolve().parent.parent == self.root:
+            return
+        raise Outcome("WrongCode", f"The trainer came from {package}, not from {self.root}.")
 
     def admit(self, record: Record, order: Order) -> None:
         """The first write, and the lease: a canary that may not start any more goes to stable."""
@@ -163,7 +173,7 @@ class Attempt:
             self.store.create(key, _bytes(document))
         except ObjectExists:
             if json.loads(self.store.get(key).data).get("executor") != self.executor:
-                raise Outcome("Superseded", "Another process has started this attempt.") from None
+                raise Duplicate from None
         if record.track is Track.CANARY:
             began = self.store.head(key).last_modified + self.store.time_resolution
             if not self.may_run(record, self.active_rollout(record), began):
@@ -228,6 +238,8 @@ class Attempt:
     def take(self, event: dict[str, Any], record: Record, order: Order) -> None:
         facts = self.facts
         match event.get("event"):
+            case "start":
+                self.check_child(event.get("package"))
             case "phase":
                 facts.phase = str(event.get("name", ""))
             case "step":
@@ -286,6 +298,8 @@ class Attempt:
             self.take(event, record, order)
         lost = os.getppid() != self.parent
         cause = "lost_worker" if lost else "evicted"
+        if isinstance(interruption, Outcome) and interruption.state == "WrongCode":
+            cause = "wrong_code"
         message = f"Interrupted: {interruption or type(interruption).__name__}"
         state = self.platform.request(self.request)
         if state.current is not None and state.current.n == self.n:

@@ -15,26 +15,30 @@ from prefect.states import Cancelled, Completed, Failed, State
 from flows.context import flow_context
 from flows.phases import Lead
 from flows.start import start_rollout
-from lora_ops.errors import ConflictError, Refused
+from lora_ops.errors import LoraOpsError
 from lora_ops.state import Phase
 
 
 @flow(name="deploy", flow_run_name="{rollout}-{epoch}", validate_parameters=True)
 async def deploy(rollout: str = "", epoch: int = 0, source: str = "", revision: str = "") -> State[Any]:
-    """Lead the rollout. Started by hand without one, `source` and `revision` journal a new rollout first."""
+    """Lead the rollout. Started by hand without one, it journals a rollout of `source` (a checkout's path,
+    `revision` of it) and ends: the reconciler starts the flow that leads it."""
     context = flow_context(f"deploy {rollout or 'by-hand'}/{epoch}")
     logger = get_run_logger()
     if not rollout:
         try:
-            rollout = start_rollout(context.platform, source or ".", revision or None, actor="prefect-ui")
-        except (ConflictError, Refused) as error:
+            begun = start_rollout(context.platform, source, revision or None, actor="prefect-ui")
+        except LoraOpsError as error:
             return Failed(message=f"{error.message} {error.hint}")
+        return Completed(message=f"{begun} is journalled; a flow run of its own leads it.")
     lead = Lead(context, rollout, epoch)
     beat = asyncio.create_task(lead.beat())
     try:
         ended = await lead.run()
     finally:
         beat.cancel()
+        if lead.shows:
+            await asyncio.wait(lead.shows, timeout=5)
     if ended is None:
         logger.info("rollout %s is led by another flow", rollout)
         return Cancelled(name="Superseded", message="Another flow leads this rollout.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from prefect.artifacts import create_markdown_artifact
+import httpx
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from lora_ops import SCHEMA_VERSION, keys
@@ -24,8 +26,8 @@ class Looker:
         self.platform = platform
         self.id = rollout_id
         self.epoch = epoch
-        self.written: int | None = None
-        self._last: SeenLook | None = None
+        self.newest: int | None = None
+        self.unshown: list[tuple[int, Look]] = []
 
     def look(self, rollout: Rollout) -> Sight:
         """Judge now; write the look when the counts changed or half of the lease is gone."""
@@ -36,6 +38,8 @@ class Looker:
         changed = newest is None or newest.look.results != look.results
         now = self.platform.clock.now().latest
         age = now - newest.time if newest is not None else rollout.policy.lease_s
+        if newest is not None:
+            self.newest = newest.n
         if due(age, rollout.policy.lease_s, changed):
             self._write(rollout, look)
         return self._sight(rollout, look)
@@ -84,11 +88,20 @@ class Looker:
             self.platform.store.create(keys.look(self.id, n), json.dumps(document).encode())
         except ObjectExists:
             return  # another flow looks too: the next turn reads its look
-        self.written = n
+        self.newest = n
+        self.unshown.append((n, look))
         get_run_logger().info("look %d: %s: %s", n, look.verdict.value, look.summary)
-        create_markdown_artifact(
-            key=f"look-{self.id}", markdown=_markdown(look), description=f"Look {n} of {self.id}"
-        )
+
+    async def show(self) -> None:
+        """The looks that this process wrote, as artifacts in Prefect's UI. Never fails."""
+        while self.unshown:
+            n, look = self.unshown.pop(0)
+            try:
+                await acreate_markdown_artifact(
+                    key=f"look-{self.id}", markdown=_markdown(look), description=f"Look {n} of {self.id}"
+                )
+            except (httpx.HTTPError, OSError, RuntimeError, PrefectException) as error:
+                get_run_logger().warning("look %d is not shown in Prefect: %s", n, error)
 
 
 def judge_now(platform: Platform, rollout: Rollout) -> Look | None:

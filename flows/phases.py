@@ -47,6 +47,8 @@ class Lead:
         self.epoch = epoch
         self.looker = Looker(context.platform, rollout_id, epoch)
         self.prober = Prober(context.platform)
+        self.asked: set[int] = set()
+        self.shows: set[asyncio.Task[None]] = set()
 
     async def run(self) -> Finished | None:
         """The finished rollout, or None when another flow leads it."""
@@ -54,7 +56,9 @@ class Lead:
             try:
                 state = self.platform.state()
                 rollout = self.mine(state)
-                upcoming: Next | None = next_step(rollout, self.looker.sight(rollout))
+                upcoming: Next | None = Next(Do.LOOK)  # nothing is decided about a canary without a look
+                if not rollout.phase.exposes:
+                    upcoming = next_step(rollout, self.looker.sight(rollout))
                 if upcoming is not None and upcoming.do is Do.LOOK:
                     upcoming = await in_task(_watch_name(rollout), partial(self.watch, rollout))
                 if upcoming is not None:
@@ -102,7 +106,7 @@ class Lead:
                     "step-started", {"wave": upcoming.wave, "step": upcoming.step}, reason=upcoming.reason
                 )
             case Do.REQUEST_APPROVAL:
-                await in_task("request approval", lambda: self.request_approval(rollout, upcoming.reason))
+                self.record("approval-requested", {}, reason=upcoming.reason)
             case Do.PROMOTE_WAVE:
                 clouds = ", ".join(rollout.wave_clouds)
                 await in_task(f"promote {clouds}", lambda: self.promote(upcoming))
@@ -180,27 +184,37 @@ class Lead:
         """Look every few seconds until something else is to be done; None when somebody else did it."""
         rollout = began
         while (rollout.phase, rollout.wave, rollout.step) == (began.phase, began.wave, began.step):
-            upcoming = next_step(rollout, self.looker.look(rollout))
+            sight = await asyncio.to_thread(self.looker.look, rollout)
+            self.show_looks()
+            upcoming = next_step(rollout, sight)
             if upcoming.do is not Do.LOOK:
                 return upcoming
             if rollout.phase is Phase.CANARYING:
                 await asyncio.to_thread(self.prober.keep, rollout)
+            elif rollout.phase is Phase.AWAITING_APPROVAL and rollout.wave not in self.asked:
+                await asyncio.to_thread(self.offer_form, rollout, sight.summary)
             await asyncio.sleep(rollout.policy.look_every_s)
             rollout = self.mine(self.platform.state())
         return None
 
-    async def request_approval(self, rollout: Rollout, reason: str) -> None:
-        """Journal that a person is asked, and offer the form in Prefect's UI."""
-        self.record("approval-requested", {}, reason=reason)
-        api = PrefectApi(_api_url())
-        await asyncio.to_thread(
-            lambda: api.create_run(
+    def offer_form(self, rollout: Rollout, summary: str) -> None:
+        """A form in Prefect's UI, once a wave whoever leads; without Prefect at the next turn."""
+        try:
+            PrefectApi(_api_url()).create_run(
                 APPROVE_DEPLOYMENT,
                 key=f"{rollout.id}-approve-{rollout.wave}",
-                parameters={"rollout": rollout.id, "summary": reason},
+                parameters={"rollout": rollout.id, "summary": summary},
                 queue="default",
             )
-        )
+            self.asked.add(rollout.wave)
+        except LoraOpsError as error:
+            get_run_logger().warning("no form in Prefect: %s", error.message)
+
+    def show_looks(self) -> None:
+        """Beside the loop: Prefect's client tries for a minute when its server is away."""
+        if self.looker.unshown:
+            self.shows = {each for each in self.shows if not each.done()}
+            self.shows.add(asyncio.create_task(self.looker.show()))
 
     async def promote(self, upcoming: Next) -> None:
         """The pointer first; what it does is verified by the reconciler through the normal router."""
@@ -208,7 +222,7 @@ class Lead:
 
     async def roll_back(self, reason: str) -> None:
         """The pointer first; the reconciler then moves the canary's unfinished attempts to stable."""
-        evidence = {"look": self.looker.written}
+        evidence = {"look": self.looker.newest}
         self.record("rolled-back", {"reason": reason}, reason=reason, evidence=evidence)
 
 

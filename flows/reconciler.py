@@ -32,7 +32,7 @@ class Reconciler:
         self.prefect = prefect
         self.spec = spec
         self.every_s = every_s
-        self._health: dict[str, bool] = {}
+        self._workers: dict[str, frozenset[str]] = {}
         self._health_at = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -41,12 +41,15 @@ class Reconciler:
 
     def health(self) -> dict[str, bool]:
         """Whether each cloud has a live worker, as far as Prefect could be asked."""
-        return dict(self._health)
+        return {cloud: bool(alive) for cloud, alive in self._workers.items()}
 
     def tick(self) -> None:
         """One pass. A store or Prefect that does not answer is tried again at the next."""
         self._look_at_workers()
-        for act in (self.supervision.tick, lambda: self.requests.tick(self._health)):
+        for act in (
+            self.supervision.tick,
+            lambda: self.requests.tick(self._workers, frozenset(self.supervision.dark)),
+        ):
             try:
                 act()
             except LoraOpsError as error:
@@ -79,6 +82,7 @@ class Reconciler:
         self._health_at = time.monotonic() + HEALTH_EVERY_S
         try:
             for name in self.spec.clouds:
-                self._health[name] = any(status == "ONLINE" for _, status in self.prefect.workers(name))
+                seen = self.prefect.workers(name)
+                self._workers[name] = frozenset(worker for worker, status in seen if status == "ONLINE")
         except LoraOpsError as error:
             log.warning("%s", error.message)

@@ -23,7 +23,9 @@ def start_rollout(
     where = os.environ.get(SPEC_ENV)
     if not where:
         raise UsageError(f"{SPEC_ENV} is not set.", "Start the worker with `lora-ops up`.")
-    source = Source(path=str(Path(path).absolute()), revision=revision)
+    if not Path(path).is_absolute():
+        raise UsageError(f"`source` is `{path}`.", "Name the checkout by its whole path.")
+    source = Source(path=path, revision=revision)
     return begin_rollout(platform, load_spec(Path(where)), source, actor=actor, reason=reason)[0]
 
 

@@ -111,7 +111,7 @@ def submit(
     _check_clouds(platform, wish.order)
     checked = check(wish)
     order = wish.order.model_copy(update={"dataset_digest": checked.digest})
-    with _users_errors():
+    with users_errors():
         files = dataset_files(wish.config)
     store_dataset(platform.store, str(order.dataset), files, checked.digest)
     if known is None and idempotency_key is not None:
@@ -174,7 +174,7 @@ def plan(
 
 def absolute_config(text: str, *, source: str, cwd: str | Path) -> tuple[str, TrainConfig]:
     """The config as YAML and parsed, its relative paths taken from `cwd`. ConfigError names its faults."""
-    with _users_errors():
+    with users_errors():
         parsed = parse_config(text, source)
     base, changes = Path(cwd), {}
     for key in PATHS:
@@ -194,7 +194,7 @@ def read_wish(config_text: str, *, source: str, cwd: str | Path, **order: Any) -
     `order`: fields of Order.
     """
     _, config = absolute_config(config_text, source=source, cwd=cwd)
-    with _users_errors():
+    with users_errors():
         moved = relocate(config, Path())
     data = {"train_data_dir": moved.train_data_dir, "metadata_path": moved.metadata_path}
     text = _yaml(config, {key: path.as_posix() for key, path in data.items() if path is not None})
@@ -206,7 +206,7 @@ def read_wish(config_text: str, *, source: str, cwd: str | Path, **order: Any) -
 def check(wish: Wish) -> Checked:
     """Decode the dataset, once for the same bytes in one process. ConfigError lists all that is wrong."""
     config = wish.config
-    with _users_errors():
+    with users_errors():
         digest = dataset_digest(config)
         key = (digest, config.base_model, config.on_bad_image, config.caption_column, config.resolution)
         with _checked_lock:
@@ -324,7 +324,7 @@ def _yaml(config: TrainConfig, changes: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _users_errors() -> Iterator[None]:
+def users_errors() -> Iterator[None]:
     """The trainer's errors as ours, told by their shape: its error classes are not this floor's to import."""
     try:
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
 from flows.probes import submit_verification
 from lora_ops import keys
 from lora_ops.errors import LoraOpsError, ObjectMissing, Refused, UnreachableError
 from lora_ops.reconcile import Run
-from lora_ops.request import ResultState
 from lora_ops.state import AppState, Finished, Phase, Rollout
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi, SeenRun
@@ -29,6 +29,9 @@ class Supervision:
         self.prefect = prefect
         self._run: tuple[str, int, str] | None = None
         self._since: tuple[str, int, float] | None = None
+        self._hopeless: set[str] = set()
+        #: Clouds whose pointer could not be verified in time and still may be: their worker is away.
+        self.dark: set[str] = set()
 
     def tick(self) -> None:
         state = self.platform.state()
@@ -60,6 +63,8 @@ class Supervision:
             dead = led_for > START_S
         if dead and seen is not None and self._still(rollout):
             self.restart(rollout, f"its flow run is {seen.name}")
+            with suppress(UnreachableError):
+                self.prefect.cancel(seen.id)  # its worker may have died with it: nobody else would end it
 
     def restart(self, rollout: Rollout, why: str) -> None:
         data = {"rollout": rollout.id, "epoch": rollout.epoch}
@@ -103,7 +108,10 @@ class Supervision:
                 tags=[f"rollout:{rollout.id}"],
             )
             self._run = (rollout.id, rollout.epoch, run_id)
-        return self.prefect.runs([self._run[2]]).get(self._run[2])
+        found = self.prefect.runs([self._run[2]]).get(self._run[2])
+        if found is None:
+            self._run = None  # a Prefect that lost its database: the next turn creates it anew
+        return found
 
     def _led_for(self, rollout: Rollout) -> float:
         """How long this process has seen this epoch."""
@@ -136,42 +144,59 @@ class Supervision:
                         rollout.phase_seq,
                         rollout.policy.verify_timeout_s,
                     )
+        self.dark.clear()
         for entry in state.finished:
-            if entry.phase in (Phase.ROLLED_BACK, Phase.ABORTED) and entry.release:
+            if entry.release and entry.phase is not Phase.FAILED:
                 for name in entry.clouds:
-                    if name not in entry.verified:
-                        self._verify_finished(state, entry, name)
+                    self._verify_finished(state, entry, name)
 
     def _verify_finished(self, state: AppState, entry: Finished, cloud: str) -> None:
-        self._verify_cloud(state, entry.id, cloud, "restored", entry.ended_seq, entry.verify_timeout_s)
+        """A cloud that was dark is verified when it returns."""
+        verdict = entry.verified.get(cloud)
+        turn = "promoted" if entry.phase is Phase.PROMOTED else "restored"
+        if verdict == "verified" or (turn == "promoted" and verdict is None):
+            return
+        newest = [each for each in state.finished if cloud in each.clouds][-1]
+        if verdict is not None and entry is not newest:
+            return  # a later rollout has moved that pointer
+        self._verify_cloud(state, entry.id, cloud, turn, entry.ended_seq, entry.verify_timeout_s, verdict)
 
     def _verify_cloud(
-        self, state: AppState, rollout_id: str, cloud: str, turn: str, seq: int, timeout_s: float
+        self,
+        state: AppState,
+        rollout_id: str,
+        cloud: str,
+        turn: str,
+        seq: int,
+        timeout_s: float,
+        said: str | None = None,
     ) -> None:
+        """One look at the cloud's verification probe. `said`: the verdict so far."""
         known = state.clouds.get(cloud)
-        if known is None:
+        if known is None or (said is not None and f"{rollout_id}/{cloud}" in self._hopeless):
             return
         probe = submit_verification(self.platform, rollout_id, cloud, turn)
         if probe is None:
-            self._say(rollout_id, cloud, "unverified", "the spec has no probe config to verify with")
+            self._unverified(rollout_id, cloud, "the spec has no probe config to verify with", said)
             return
         done = next((each for each in probe.attempts if each.state.value == "succeeded"), None)
         if done is not None:
             if done.cloud == cloud and done.digest == known.stable:
                 self._say(rollout_id, cloud, "verified", f"request {probe.id} ran {done.digest} there")
             else:
-                self._say(
-                    rollout_id, cloud, "unverified", f"request {probe.id} ran {done.digest} on {done.cloud}"
-                )
-            return
-        failed = probe.result is not None and probe.result.state is not ResultState.SUCCEEDED
-        waited = self.platform.clock.now().earliest - self.platform.time_of(seq)
-        if failed or waited > timeout_s:
-            why = (
-                probe.result.message
-                if probe.result is not None
-                else f"no attempt ended within {timeout_s:.0f} s"
-            )
+                why = f"request {probe.id} ran {done.digest} on {done.cloud}"
+                self._unverified(rollout_id, cloud, why, said)
+        elif probe.result is not None:
+            self._unverified(rollout_id, cloud, probe.result.message, said)
+        elif said is not None:
+            self.dark.add(cloud)
+        elif self.platform.clock.now().earliest - self.platform.time_of(seq) > timeout_s:
+            self._say(rollout_id, cloud, "unverified", f"no attempt ended within {timeout_s:.0f} s")
+
+    def _unverified(self, rollout_id: str, cloud: str, why: str, said: str | None) -> None:
+        """It will not be verified any more; said once."""
+        self._hopeless.add(f"{rollout_id}/{cloud}")
+        if said is None:
             self._say(rollout_id, cloud, "unverified", why)
 
     def _say(self, rollout_id: str, cloud: str, verdict: str, why: str) -> None:

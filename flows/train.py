@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 from prefect import flow
+from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed, State
 
-from flows.attempt import Attempt, Outcome
+from flows.attempt import Attempt, Duplicate, Outcome
 from flows.context import flow_context
 from lora_ops.errors import LoraOpsError, StoreUnavailable
 
@@ -19,15 +20,17 @@ QUIET = {"Superseded"}
 @flow(name="train", flow_run_name="{request}-{attempt}")
 async def train(request: str = "", attempt: int = 0, config: str = "") -> State[Any]:
     """Try a request. Started by hand without one, `config` (a path here) is submitted as a request first."""
-    context = flow_context(f"train {request}-{attempt}")
-    if not request:
-        from flows.submit import submit_file
-
-        submitted = submit_file(context.platform, config)
-        return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
     logger = get_run_logger()
     try:
+        context = flow_context(f"train {request}-{attempt}")
+        if not request:
+            from flows.submit import submit_file  # an attempt does without: it starts sooner
+
+            submitted = submit_file(context.platform, config)
+            return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
         ended = await Attempt(context, request, attempt).run()
+    except Duplicate:
+        raise Abort("another process runs this attempt") from None
     except Outcome as outcome:
         logger.info("%s: %s", outcome.state, outcome.message)
         if outcome.state in QUIET:
@@ -36,5 +39,5 @@ async def train(request: str = "", attempt: int = 0, config: str = "") -> State[
     except StoreUnavailable as error:
         return Failed(name="StoreAway", message=error.message)
     except LoraOpsError as error:
-        return Failed(message=f"{error.message} {error.hint}")
+        return Failed(message=" ".join([error.message, *error.details, error.hint]))
     return Completed(message=f"{ended} in process {os.getpid()}")

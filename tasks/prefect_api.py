@@ -16,8 +16,10 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 from prefect.states import Cancelled, Cancelling
 
 from lora_ops.errors import NotFoundError, UnreachableError
@@ -56,13 +58,17 @@ class SeenRun:
 
 
 class PrefectApi:
-    """One Prefect server. Methods raise UnreachableError when it does not answer."""
+    """One Prefect server. Methods raise UnreachableError when it does not answer, and at once: whoever calls
+    them has other work, and comes again."""
 
     def __init__(self, api_url: str) -> None:
         self.api_url = api_url
         self._client: SyncPrefectClient | None = None
         self._lock = threading.RLock()
         self._deployments: dict[str, UUID] = {}
+        context = get_settings_context()
+        self._profile = context.profile
+        self._settings = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
 
     def ok(self) -> bool:
         try:
@@ -145,6 +151,15 @@ class PrefectApi:
 
         return self._call(act) if wanted else {}
 
+    def find_run(self, key: str) -> str | None:
+        """The id of the run with this idempotency key, if there is one."""
+
+        def act(client: SyncPrefectClient) -> str | None:
+            wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+            return next((str(run.id) for run in client.read_flow_runs(flow_run_filter=wanted)), None)
+
+        return self._call(act)
+
     def cancel(self, run_id: str) -> None:
         """End a run: at once without a process, else through its worker. Silent when it is gone."""
 
@@ -193,10 +208,13 @@ class PrefectApi:
         return self._deployments[name]
 
     def _call(self, act: Callable[[SyncPrefectClient], T]) -> T:
-        with self._lock:
-            if self._client is None:
-                self._client = SyncPrefectClient(self.api_url)
+        with self._lock, SettingsContext(profile=self._profile, settings=self._settings):
+            known = self._client
             try:
+                if known is not None:
+                    with suppress(httpx.TransportError):  # perhaps a connection that an earlier server left
+                        return act(known)
+                self._client = SyncPrefectClient(self.api_url)
                 return act(self._client)
             except ObjectNotFound as error:
                 raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
