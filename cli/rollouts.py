@@ -249,7 +249,7 @@ def _counts(results: list[Json]) -> str:
     """Bad of started attempts, for each gate on each cloud: `east 0/3, west 1/4 bad`."""
     several = len({result.get("gate") for result in results}) > 1
     parts = [
-        f"{result.get('cloud')} {result.get('gate') + ' ' if several else ''}"
+        f"{result.get('cloud')} {str(result.get('gate')) + ' ' if several else ''}"
         f"{result.get('k_fail')}/{result.get('n_fail')}"
         for result in results
     ]
