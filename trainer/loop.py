@@ -17,7 +17,7 @@ from trainer.data.digest import dataset_digest
 from trainer.data.order import batch_at, steps_of
 from trainer.errors import NonFiniteError, Stopped, TrainerError
 from trainer.events import Events
-from trainer.fast_imports import lean_imports
+from trainer.fast_imports import lean_imports, settle
 from trainer.identity import config_hash, identity
 from trainer.models.sniff import sniff
 from trainer.optim.schedule import lr_at
@@ -89,7 +89,6 @@ class LoRATrainer:
             )
             for text in [*report.warnings, *refused]:
                 Progress.warn(text)
-            self._tracker = Tracker(config.tracker, config.output_dir, config.model_dump(mode="json"))
             self.events.write(
                 "start",
                 package=str(Path(__file__).with_name("__init__.py")),
@@ -125,22 +124,24 @@ class LoRATrainer:
             raise TrainerError(
                 "train was called before build_model.", "Call prepare_data() and build_model() first."
             )
-        progress = Progress(self.steps, self.step, self.config.log_every)
+        settle()
+        config = self.config
+        progress = Progress(self.steps, self.step, config.log_every)
+        self._tracker = Tracker(config.tracker, config.output_dir, config.model_dump(mode="json"))
         try:
             with self._phase("train"):
                 loss = self._loop(self.family, self._optimizer, progress)
             with self._phase("export"):
-                files = self.family.export(self.config.output_dir)
+                files = self.family.export(config.output_dir)
                 self.result = {
                     "step": self.step,
                     "loss": loss,
-                    "files": describe_files(self.config.output_dir, files),
+                    "files": describe_files(config.output_dir, files),
                 }
             self.events.write("result", **self.result)
         finally:
             progress.close()
-            if self._tracker is not None:
-                self._tracker.finish()
+            self._tracker.finish()
         return self.result
 
     def _loop(self, family: Family, optimizer: Optimizer, progress: Progress) -> float | None:

@@ -34,8 +34,6 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     monkeypatch.setattr(program, "own_process", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
     def run(config: dict[str, Any], *extra: str) -> int:
         path = Path(config["output_dir"]).parent / "config.yaml"
@@ -241,7 +239,6 @@ def test_the_selfcheck_fails_when_the_step_fails(
 
     monkeypatch.setattr(selfcheck, "own_process", lambda: None)
     monkeypatch.setattr(LoRATrainer, "build_model", broken)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert selfcheck.main(["--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert "no kernel image" in told["step"]["error"]

@@ -52,7 +52,7 @@ def metadata(
         "ss_tag_frequency": json.dumps({name: dict(sorted(tags.items()))}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
