@@ -362,6 +362,7 @@ ENDED = Sight(run=Run.ENDED, run_for_s=31.0, worker=Worker.ALIVE, started=True)
         (replace(STARTED, heartbeat_age_s=None, run_for_s=420.0), None),
         (replace(STARTED, heartbeat_age_s=None, run_for_s=420.1), "no_heartbeat"),
         (replace(ENDED, run_for_s=4.9), None),
+        (replace(ENDED, run_for_s=5.0), "no_heartbeat"),
         (ENDED, "no_heartbeat"),
         (replace(ENDED, started=False), "exit_before_contact"),
         (replace(ENDED, worker=Worker.GONE), "lost_worker"),

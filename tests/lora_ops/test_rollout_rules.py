@@ -123,6 +123,45 @@ def test_a_rollout_names_known_clouds() -> None:
 
 # --- its phases -------------------------------------------------------------------------------------
 
+LIVE = [phase for phase in Phase if not phase.final]
+PHASES_OF: dict[str, list[Phase]] = {
+    "validated": [Phase.VALIDATING],
+    "built": [Phase.BUILDING],
+    "self-checked": [Phase.BUILDING],
+    "distributed": [Phase.BUILDING],
+    "step-started": [Phase.BUILDING, Phase.CANARYING, Phase.PROMOTING],
+    "approval-requested": [Phase.CANARYING],
+    "approved": [Phase.AWAITING_APPROVAL],
+    "promote-forced": [Phase.CANARYING, Phase.AWAITING_APPROVAL],
+    "wave-promoted": [Phase.CANARYING, Phase.AWAITING_APPROVAL],
+    "holding": [Phase.PROMOTING],
+    "promoted": [Phase.HOLDING],
+    "failed": [Phase.VALIDATING, Phase.BUILDING],
+    **dict.fromkeys(["paused", "resumed", "flow-restarted", "rolled-back", "aborted"], LIVE),
+}
+
+
+def test_the_table_of_phases_names_every_event_of_a_rollout() -> None:
+    assert set(PHASES_OF) == {*worlds.FLOW_KINDS, *worlds.OTHER_KINDS}
+
+
+@pytest.mark.parametrize("phase", LIVE)
+def test_each_event_fits_its_phases_only(phase: Phase) -> None:
+    state = at(phase)
+    for kind, phases in PHASES_OF.items():
+        event = on(state, kind, wave=0, step=0, release=NEW, clouds={})
+        if phase in phases:
+            try:
+                step(state, event)
+            except Refused as refusal:
+                words = refusal.message
+            else:
+                words = ""
+            assert "this is for" not in words
+        else:
+            allowed = ", ".join(each.value for each in phases)
+            refused(state, event, f"roll-1 is {phase.value}; this is for: {allowed}")
+
 
 def test_nothing_reaches_a_canary_before_self_check_and_every_cloud() -> None:
     state = at(Phase.BUILDING)
@@ -164,6 +203,34 @@ def test_steps_and_waves_go_up_one_by_one() -> None:
     state = at(Phase.PROMOTING)
     refused(state, on(state, "step-started", wave=1, step=1), "one by one")
     refused(state, on(state, "holding"), "not promoted yet")
+
+
+def test_the_last_wave_is_the_last() -> None:
+    state = fold(("promote-forced", {"rollout": "roll-1"}), state=drive(at(Phase.PROMOTING), 1))
+    state = drive(state, 1)
+    assert state.rollout is not None
+    assert (state.rollout.wave, state.rollout.phase) == (1, Phase.PROMOTING)
+    refused(state, on(state, "step-started", wave=2, step=0), "no such wave")
+    refused(fold(("paused", {"rollout": "roll-1"}), state=state), on(state, "holding"), "paused")
+    step(state, on(state, "holding"))
+
+
+def test_no_approval_is_asked_for_while_paused() -> None:
+    state = at(Phase.CANARYING)
+    state = fold(*[on(state, "step-started", wave=0, step=n) for n in (1, 2)], state=state)
+    asked = on(state, "approval-requested")
+    refused(fold(("paused", {"rollout": "roll-1"}), state=state), asked, "paused")
+    step(state, asked)
+
+
+def test_a_rollback_leaves_clouds_alone_that_the_rollout_had_not_reached() -> None:
+    state = drive(step(platform(), started()), 20)
+    newer = started("roll-2", policy([("a",), ("b", "c")], plan=(100,)))
+    state = drive(step(state, newer), 6)
+    assert state.clouds["a"].previous == NEW
+    state = step(state, ("rolled-back", {"rollout": "roll-2"}))
+    assert state.clouds["a"] == CloudState(name="a", stable=NEW)
+    assert state.clouds["b"] == CloudState(name="b", stable=NEW, previous=OLD)
 
 
 def test_a_cloud_with_a_shorter_plan_stays_at_its_last_weight() -> None:
