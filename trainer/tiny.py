@@ -7,14 +7,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.data.chat_tokens import CHATML
 from trainer.fast_imports import lean_imports
 from trainer.models.clip_vocab import clip_tokenizer
 from trainer.quiet import quiet
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def make_sd(

@@ -95,6 +95,20 @@ def test_the_same_config_gives_the_same_bytes(world: Make, tmp_path: Path, event
     assert adapters(other["output_dir"]) != adapters(first["output_dir"])
 
 
+@pytest.mark.parametrize(
+    ("which", "curve"),
+    [("images_config", [1.1356, 0.9640, 1.2009]), ("text_config", [6.4121, 6.4787, 6.1715])],
+)
+def test_the_loss_curve_is_that_of_the_reference_run(
+    request: pytest.FixtureRequest, events: Read, which: str, curve: list[float]
+) -> None:
+    """Pinned loosely: kernels and versions change digits, a wrong mask, scale or schedule changes more."""
+    config = request.getfixturevalue(which)(max_steps=3, learning_rate=1e-2)
+    run(config)
+    losses = [e["loss"] for e in events(config["output_dir"]) if e["event"] == "step"]
+    assert losses == pytest.approx(curve, rel=0.01)
+
+
 def test_it_learns_what_it_is_shown(world: Make) -> None:
     """The loss on fixed noise falls, for the adapter alone is trained."""
     trainer = LoRATrainer(world(max_steps=40, batch_size=4, learning_rate=1e-2, lora_rank=8))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FALLBACK_TEMPLATE = (
+CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""ChatML, for base models whose tokenizer has no template."""
+"""The template for base models whose tokenizer has none."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prompt: bool) ->
             [{"role": role, "content": content} for role, content in messages],
             tokenize=False,
             add_generation_prompt=prompt,
-            chat_template=None if tokenizer.chat_template else FALLBACK_TEMPLATE,
+            chat_template=None if tokenizer.chat_template else CHATML,
         )
     except (JinjaError, ValueError, TypeError, KeyError) as error:
         raise TemplateError(f"the chat template refuses it: {error}") from None

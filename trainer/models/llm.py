@@ -62,7 +62,7 @@ class CausalLM(Family):
                 )
             report.warnings.append(f"{text}; they are left out.")
         if cut:
-            report.warnings.append(f"{cut} rows reach max_length {limit} and were cut.")
+            report.warnings.append(f"{cut} rows reach max_length {limit}; what is beyond was cut.")
         return len(self.samples)
 
     def build(self) -> tuple[nn.Module, dict[str, nn.Parameter]]:
