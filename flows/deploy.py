@@ -37,6 +37,7 @@ async def deploy(rollout: str = "", epoch: int = 0, source: str = "", revision: 
         ended = await lead.run()
     finally:
         beat.cancel()
+        context.platform.close()
         if lead.shows:
             await asyncio.wait(lead.shows, timeout=5)
     if ended is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flows.open_requests import OpenRequests
 from flows.supervision import Supervision
+from flows.verification import Verification
 from lora_ops.errors import LoraOpsError
 from lora_ops.spec import PlatformSpec
 from tasks.platform import Platform
@@ -38,6 +39,7 @@ class Reconciler:
         self._thread: threading.Thread | None = None
         self.requests = OpenRequests(platform, prefect, spec, base)
         self.supervision = Supervision(platform, prefect)
+        self.verification = Verification(platform)
 
     def health(self) -> dict[str, bool]:
         """Whether each cloud has a live worker, as far as Prefect could be asked."""
@@ -48,7 +50,8 @@ class Reconciler:
         self._look_at_workers()
         for act in (
             self.supervision.tick,
-            lambda: self.requests.tick(self._workers, frozenset(self.supervision.dark)),
+            lambda: self.verification.tick(self.platform.state()),
+            lambda: self.requests.tick(self._workers, frozenset(self.verification.dark)),
         ):
             try:
                 act()

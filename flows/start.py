@@ -51,7 +51,7 @@ def begin_rollout(
     try:
         return rollout_id, platform.record("rollout-started", data, actor=actor, reason=reason), False
     except Refused:
-        if not queue:
+        if not queue or platform.state().rollout is None:
             raise
     state = platform.state()
     for entry in state.queue:

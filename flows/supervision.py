@@ -1,4 +1,4 @@
-"""Keeping the active rollout led: its flow, the queue, and verification by effect."""
+"""Keeping the active rollout led: its flow and the queue."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import logging
 import time
 from contextlib import suppress
 
-from flows.probes import submit_verification
 from lora_ops import keys
-from lora_ops.errors import LoraOpsError, ObjectMissing, Refused, UnreachableError
+from lora_ops.errors import (
+    ConflictError,
+    LoraOpsError,
+    NotFoundError,
+    ObjectMissing,
+    Refused,
+    UnreachableError,
+)
 from lora_ops.reconcile import Run
-from lora_ops.state import AppState, Finished, Phase, Rollout
+from lora_ops.state import AppState, Queued, Rollout
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi, SeenRun
 
@@ -29,9 +35,6 @@ class Supervision:
         self.prefect = prefect
         self._run: tuple[str, int, str] | None = None
         self._since: tuple[str, int, float] | None = None
-        self._hopeless: set[str] = set()
-        #: Clouds whose pointer could not be verified in time and still may be: their worker is away.
-        self.dark: set[str] = set()
 
     def tick(self) -> None:
         state = self.platform.state()
@@ -39,7 +42,6 @@ class Supervision:
             self.keep_led(state.rollout)
         elif state.queue:
             self.start_next(state)
-        self.verify(self.platform.state())
 
     # --- its flow ---
 
@@ -91,7 +93,19 @@ class Supervision:
             "source": entry.source.model_dump(),
             "policy": entry.policy.model_dump(mode="json"),
         }
-        self.platform.record("rollout-started", data, reason="its turn in the queue")
+        try:
+            self.platform.record("rollout-started", data, reason="its turn in the queue")
+        except ConflictError as error:
+            if self.platform.state().rollout is None:  # nobody was faster: it can never start
+                self._drop(entry, error)
+        except NotFoundError as error:
+            self._drop(entry, error)
+
+    def _drop(self, entry: Queued, error: LoraOpsError) -> None:
+        """What cannot start any more must not block those behind it."""
+        self.platform.record(
+            "rollout-overtaken", {"id": entry.id}, reason=f"it cannot start: {error.message}"
+        )
 
     def _still(self, rollout: Rollout) -> bool:
         """The flow may have ended its rollout in the moment between."""
@@ -127,83 +141,3 @@ class Supervision:
         except ObjectMissing:
             return None
         return max(0.0, self.platform.clock.now().earliest - beat)
-
-    # --- verification by effect ---
-
-    def verify(self, state: AppState) -> None:
-        """Every pointer that a rollout moved, shown by a probe of its own through the normal router."""
-        rollout = state.rollout
-        if rollout is not None and rollout.phase in (Phase.PROMOTING, Phase.HOLDING) and rollout.release:
-            for name, cloud in rollout.clouds.items():
-                if cloud.promoted and name not in rollout.verified:
-                    self._verify_cloud(
-                        state,
-                        rollout.id,
-                        name,
-                        "promoted",
-                        rollout.phase_seq,
-                        rollout.policy.verify_timeout_s,
-                    )
-        self.dark.clear()
-        for entry in state.finished:
-            if entry.release and entry.phase is not Phase.FAILED:
-                for name in entry.clouds:
-                    self._verify_finished(state, entry, name)
-
-    def _verify_finished(self, state: AppState, entry: Finished, cloud: str) -> None:
-        """A cloud that was dark is verified when it returns."""
-        verdict = entry.verified.get(cloud)
-        turn = "promoted" if entry.phase is Phase.PROMOTED else "restored"
-        if verdict == "verified" or (turn == "promoted" and verdict is None):
-            return
-        newest = [each for each in state.finished if cloud in each.clouds][-1]
-        if verdict is not None and entry is not newest:
-            return  # a later rollout has moved that pointer
-        self._verify_cloud(state, entry.id, cloud, turn, entry.ended_seq, entry.verify_timeout_s, verdict)
-
-    def _verify_cloud(
-        self,
-        state: AppState,
-        rollout_id: str,
-        cloud: str,
-        turn: str,
-        seq: int,
-        timeout_s: float,
-        said: str | None = None,
-    ) -> None:
-        """One look at the cloud's verification probe. `said`: the verdict so far."""
-        known = state.clouds.get(cloud)
-        if known is None or (said is not None and f"{rollout_id}/{cloud}" in self._hopeless):
-            return
-        probe = submit_verification(self.platform, rollout_id, cloud, turn)
-        if probe is None:
-            self._unverified(rollout_id, cloud, "the spec has no probe config to verify with", said)
-            return
-        done = next((each for each in probe.attempts if each.state.value == "succeeded"), None)
-        if done is not None:
-            if done.cloud == cloud and done.digest == known.stable:
-                self._say(rollout_id, cloud, "verified", f"request {probe.id} ran {done.digest} there")
-            else:
-                why = f"request {probe.id} ran {done.digest} on {done.cloud}"
-                self._unverified(rollout_id, cloud, why, said)
-        elif probe.result is not None:
-            self._unverified(rollout_id, cloud, probe.result.message, said)
-        elif said is not None:
-            self.dark.add(cloud)
-        elif self.platform.clock.now().earliest - self.platform.time_of(seq) > timeout_s:
-            self._say(rollout_id, cloud, "unverified", f"no attempt ended within {timeout_s:.0f} s")
-
-    def _unverified(self, rollout_id: str, cloud: str, why: str, said: str | None) -> None:
-        """It will not be verified any more; said once."""
-        self._hopeless.add(f"{rollout_id}/{cloud}")
-        if said is None:
-            self._say(rollout_id, cloud, "unverified", why)
-
-    def _say(self, rollout_id: str, cloud: str, verdict: str, why: str) -> None:
-        try:
-            self.platform.record(verdict, {"rollout": rollout_id, "cloud": cloud}, reason=why)
-        except LoraOpsError as error:
-            log.info("%s", error.message)
-            return
-        level = logging.INFO if verdict == "verified" else logging.ERROR
-        log.log(level, "rollout %s on %s: %s: %s", rollout_id, cloud, verdict, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import Any
 
 from prefect import flow
@@ -23,12 +24,13 @@ async def train(request: str = "", attempt: int = 0, config: str = "") -> State[
     logger = get_run_logger()
     try:
         context = flow_context(f"train {request}-{attempt}")
-        if not request:
-            from flows.submit import submit_file  # an attempt does without: it starts sooner
+        with closing(context.platform):
+            if not request:
+                from flows.submit import submit_file  # an attempt does without: it starts sooner
 
-            submitted = submit_file(context.platform, config)
-            return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
-        ended = await Attempt(context, request, attempt).run()
+                submitted = submit_file(context.platform, config)
+                return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
+            ended = await Attempt(context, request, attempt).run()
     except Duplicate:
         raise Abort("another process runs this attempt") from None
     except Outcome as outcome:

@@ -397,11 +397,14 @@ def _verify(state: AppState, data: Data, verdict: str) -> AppState:
     name, cloud = data["rollout"], data["cloud"]
     if state.rollout is not None and state.rollout.id == name:
         part = state.rollout.clouds.get(cloud)
+        _need(data.get("turn") != "restored", f"{name} has not been rolled back")
         _need(part is not None and part.promoted, f"cloud {cloud} does not run the release of {name}")
         return _with(state, state.rollout, verified={**state.rollout.verified, cloud: verdict})
     for entry in state.finished:
         if entry.id == name:
             _need(cloud in entry.clouds, f"cloud {cloud} was not part of rollout {name}")
+            turn = "promoted" if entry.phase is Phase.PROMOTED else "restored"
+            _need(data.get("turn", turn) == turn, f"{name} was rolled back since")
             changed = entry.model_copy(update={"verified": {**entry.verified, cloud: verdict}})
             kept = tuple(changed if e.id == name else e for e in state.finished)
             return state.model_copy(update={"finished": kept})

@@ -58,6 +58,10 @@ class Platform:
         self._evidence: dict[str, _Evidence] = {}
         self._lock = threading.RLock()
 
+    def close(self) -> None:
+        """Remove this process's clock from the store."""
+        self.clock.close()
+
     # --- the app's journal ---
 
     def state(self) -> AppState:
