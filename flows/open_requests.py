@@ -11,7 +11,14 @@ from pathlib import Path
 
 from flows.context import flow_env
 from lora_ops import keys, reconcile
-from lora_ops.errors import ConflictError, LoraOpsError, ObjectExists, ObjectMissing, Refused
+from lora_ops.errors import (
+    ConflictError,
+    LoraOpsError,
+    ObjectExists,
+    ObjectMissing,
+    Refused,
+    UnreachableError,
+)
 from lora_ops.gates.samples import Sample
 from lora_ops.lease import canary_open, may_start, needs_lease
 from lora_ops.reconcile import (
@@ -89,6 +96,10 @@ class OpenRequests:
                 self.one(request_id, turn, turn.now - meta.last_modified)
             except ConflictError as error:
                 log.info("%s: %s", request_id, error.message)  # somebody else decided, or no cloud is open
+            except UnreachableError as error:
+                log.warning("%s: %s", request_id, error.message)
+                if not self.prefect.ok():
+                    return  # each further call would wait for it in vain
             except LoraOpsError as error:
                 log.warning("%s: %s %s", request_id, error.message, error.hint)
 
@@ -252,6 +263,7 @@ class OpenRequests:
             "track": found.track.value,
             "digest": found.digest,
             "rollout": rollout.id if rollout is not None and exposed else None,
+            "trial": rollout is not None and exposed and found.digest == rollout.release,
         }
         self.platform.record_request(request.id, "attempt-started", data)
         return True

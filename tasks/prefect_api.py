@@ -76,6 +76,13 @@ class PrefectApi:
         except httpx.HTTPError:
             return False
 
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+            if client is not None:
+                client.__exit__(None, None, None)
+
     def ensure_pool(
         self, name: str, queues: dict[str, int | None], env: dict[str, str] | None = None
     ) -> None:
@@ -214,12 +221,13 @@ class PrefectApi:
                 if known is not None:
                     with suppress(httpx.TransportError):  # perhaps a connection that an earlier server left
                         return act(known)
-                self._client = SyncPrefectClient(self.api_url)
+                self.close()
+                self._client = SyncPrefectClient(self.api_url).__enter__()
                 return act(self._client)
             except ObjectNotFound as error:
                 raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
             except (httpx.HTTPError, OSError, RuntimeError) as error:
-                self._client = None
+                self.close()
                 raise UnreachableError(
                     f"Prefect's API at {self.api_url} does not answer: {error or type(error).__name__}.",
                     "Start it with `lora-ops up`, or set `prefect.api_url` in lora-ops.yaml.",

@@ -1,4 +1,4 @@
-"""One platform on this machine, as `lora-ops up` starts it, with the stand-in trainer: what tests ask of it."""
+"""One platform on this machine, as `lora-ops up` starts it, with the stand-in trainer."""
 
 from __future__ import annotations
 
@@ -51,6 +51,15 @@ requests: {{max_attempts: 3, start_deadline: 40s, heartbeat_deadline: 20s, spill
 """
 
 
+#: The seed of a request's config chooses what any release of these tests does with it.
+USERS_FAULT, ALWAYS_FAILS, SLOW = 1001, 1002, 1003
+BY_SEED = {
+    str(USERS_FAULT): {"cause": "user", "fail_share": 1.0},
+    str(ALWAYS_FAILS): {"cause": "trainer", "fail_share": 1.0},
+    str(SLOW): {"steps": 3000},
+}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -75,7 +84,7 @@ class Site:
         self.folder = folder
         self.base = folder / ".lora-ops"
         self.made = 0
-        make_stub_source(folder)
+        make_stub_source(folder, by_seed=BY_SEED)
         self.config = make_stub_config(folder / "cfg")
         (folder / "lora-ops.yaml").write_text(SPEC.format(prefect=free_port(), serve=free_port()))
         self.spec = load_spec(folder / "lora-ops.yaml")
@@ -86,7 +95,9 @@ class Site:
     # --- its processes ---
 
     def env(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "LORA_OPS"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "LORA_OPS"))
+        }
         return {**kept, "OMP_NUM_THREADS": "1"}
 
     def cli(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
@@ -128,6 +139,7 @@ class Site:
                 left.append(" ".join(process.cmdline()))
                 process.kill()
         self.api.close()
+        self.prefect.close()
         return left
 
     # --- releases and rollouts ---
@@ -135,7 +147,8 @@ class Site:
     def source(self, **behaviour: Any) -> Path:
         """A release that nobody has deployed yet."""
         self.made += 1
-        return make_stub_source(self.folder / "sources" / str(self.made), number=self.made, **behaviour)
+        facts = {"by_seed": BY_SEED, "number": self.made, **behaviour}
+        return make_stub_source(self.folder / "sources" / str(self.made), **facts)
 
     def begin(self, source: Path, queue: bool = False, **rollout: Any) -> str:
         """Start a rollout whose policy differs in `rollout` from lora-ops.yaml's; its id."""
@@ -180,8 +193,8 @@ class Site:
 
     # --- requests ---
 
-    def submit(self, status: int = 201, **body: Any) -> str:
-        text = self.config.read_text()
+    def submit(self, seed: int | None = None, status: int = 201, **body: Any) -> str:
+        text = self.config.read_text() + (f"seed: {seed}\n" if seed is not None else "")
         answer = self.api.post("/requests", json={"config": text, "cwd": str(self.config.parent), **body})
         assert answer.status_code == status, answer.text
         return str(answer.json()["id"])
@@ -225,7 +238,7 @@ class Site:
         return [json.loads(line) for line in self.artifact(request_id, n, "events.jsonl").splitlines()]
 
     @contextmanager
-    def traffic(self, every_s: float = 2.0) -> Iterator[list[str]]:
+    def traffic(self, every_s: float = 4.0) -> Iterator[list[str]]:
         """Requests that keep coming in; the list of their ids. A server that is away is tried again."""
         stop, submitted = Event(), list[str]()
         failures: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""`python -m trainer` of the stand-in: the attempt contract (events.jsonl, exit codes, checkpoints), no training."""
+"""`python -m trainer` of the stand-in: the attempt contract (events, exit codes, checkpoints) alone."""
 
 import argparse
 import hashlib
@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 DEFAULTS = {
     "steps": 4,
     "step_s": 0.05,
@@ -15,6 +17,8 @@ DEFAULTS = {
     "fail_at": 1,
     "cause": "trainer",
     "checkpoint_every": 2,
+    "memory_bytes": 10**8,
+    "by_seed": {},  # a config's `seed` may choose another behaviour: one release, many requests
 }
 
 
@@ -25,6 +29,8 @@ def main() -> int:
     parser.add_argument("--resume", default="never")
     options = parser.parse_args()
     behaviour = {**DEFAULTS, **json.loads((Path(__file__).parent / "behaviour.json").read_text())}
+    seed = yaml.safe_load(options.config.read_text()).get("seed")
+    behaviour.update(behaviour["by_seed"].get(str(seed), {}))
     out = options.output_dir
     out.mkdir(parents=True, exist_ok=True)
     events = (out / "events.jsonl").open("a", buffering=1)
@@ -60,7 +66,7 @@ def main() -> int:
             loss=1.0 / step,
             lr=1e-4,
             step_s=behaviour["step_s"],
-            memory_bytes=10**8,
+            memory_bytes=behaviour["memory_bytes"],
         )
         if step % int(behaviour["checkpoint_every"]) == 0 or stop:
             folder = out / "checkpoints" / f"step-{step:06d}"
