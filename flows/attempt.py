@@ -106,8 +106,22 @@ class Attempt:
             raise Outcome("Failed", message) from error
 
     async def train(self, record: Record, order: Order) -> str:
-        """Prepare, run the trainer, publish."""
+        """Prepare, run the trainer, publish. A checkpoint that this release cannot take is done without."""
         config, resume = self.prepare(order)
+        code, child = await self.run_child(config, resume, record, order)
+        if code != 0 and resume != "never" and (self.facts.failure or {}).get("type") == "CheckpointError":
+            self.facts = Facts()
+            shutil.rmtree(self.output)
+            self.output.mkdir()
+            code, child = await self.run_child(config, "never", record, order)
+        if code == 0 and self.facts.result is not None:
+            return self.publish(record, order, child)
+        return self.fail(record, order, child, code)
+
+    async def run_child(
+        self, config: Path, resume: str, record: Record, order: Order
+    ) -> tuple[int, TrainerChild]:
+        """The trainer, followed to its exit code."""
         child = TrainerChild(
             config,
             self.output,
@@ -122,9 +136,7 @@ class Attempt:
             self.interrupted(child, record, order, interruption)
             raise
         child.close()
-        if code == 0 and self.facts.result is not None:
-            return self.publish(record, order, child)
-        return self.fail(record, order, child, code)
+        return code, child
 
     # --- before anything is trained ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -305,7 +306,8 @@ class OpenRequests:
             self._end_attempt(request, EndAttempt(AttemptState.SUPERSEDED, "no_capacity", gone))
             return
         root = ensure_unpacked(self.store, attempt.digest, home.bundles(self.home))
-        env = flow_env(self.store.url, self.platform.app, self.home, {**cloud.env, "PYTHONPATH": str(root)})
+        own = {"OMP_NUM_THREADS": self._threads(), **cloud.env, "PYTHONPATH": str(root)}
+        env = flow_env(self.store.url, self.platform.app, self.home, own)
         order = request.order
         kind = "probe" if order is not None and not order.users_own else "request"
         tags = [f"{kind}:{request.id}", f"track:{attempt.track.value}", f"release:{attempt.digest[7:19]}"]
@@ -319,6 +321,11 @@ class OpenRequests:
             env=env,
             tags=tags,
         )
+
+    def _threads(self) -> str:
+        """Cores for each slot of this machine: trainings that fight over cores are many times slower."""
+        slots = sum(cloud.size for cloud in self.spec.clouds.values() if cloud.kind == "local")
+        return str(max(1, (os.cpu_count() or 1) // slots))
 
     def _end_attempt(self, request: RequestState, action: EndAttempt) -> None:
         """Its sample, the journal, its flow run, in this order: a crash between is repaired by doing both."""

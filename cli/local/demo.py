@@ -37,8 +37,8 @@ app: demo
 prefect: {{api_url: "http://127.0.0.1:{prefect}/api"}}
 serve: {{port: {serve}}}
 clouds:
-  east: {{size: 1, env: {{OMP_NUM_THREADS: "1"}}}}
-  west: {{size: 1, env: {{OMP_NUM_THREADS: "1"}}}}
+  east: {{size: 1}}
+  west: {{size: 1}}
 rollout:
   steps: [50]
   gates: [{{metric: error_rate, limit: 5%}}]
@@ -57,6 +57,7 @@ base_model: ./models/tiny-sd
 lora_rank: 4
 batch_size: 2
 max_steps: 4
+tracker: {wandb: "off"}
 learning_rate: 2e-4
 output_dir: ./output/probe
 """
