@@ -58,7 +58,7 @@ SPEC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One rollout. `samples`: those at the first verdict, which is a pass when it `passed_canary`."""
+    """One rollout. `samples`: those at its first verdict, which is a pass when it `passed_canary`."""
 
     id: str
     phase: str
@@ -141,7 +141,7 @@ def _measured(document: dict[str, Any], looks: Sequence[dict[str, Any]]) -> Meas
     return Measured(
         id=document["id"],
         phase=document["phase"],
-        passed_canary=judged is not None and judged["verdict"] == "pass",
+        passed_canary=any(cloud["promoted"] for cloud in document["clouds"].values()),
         samples=judged["results"][0]["n_pass"] if judged else None,
         seconds_a_sample=_pace(looks),
         first_failure_to_rollback_s=document["first_failure_to_rollback_s"],
