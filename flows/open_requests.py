@@ -259,12 +259,14 @@ class OpenRequests:
             return False
         rollout = turn.state.rollout
         exposed = rollout is not None and rollout.phase.exposes and found.cloud in rollout.clouds
+        # A verification has no user whom a failure must not cost: its attempts are bounded as any.
+        judged = rollout is not None and exposed and order.verifies is None
         data = {
             "cloud": found.cloud,
             "track": found.track.value,
             "digest": found.digest,
             "rollout": rollout.id if rollout is not None and exposed else None,
-            "trial": rollout is not None and exposed and found.digest == rollout.release,
+            "trial": rollout is not None and judged and found.digest == rollout.release,
         }
         self.platform.record_request(request.id, "attempt-started", data)
         return True

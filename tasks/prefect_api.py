@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, Settings
 from prefect.states import Cancelled, Cancelling
 
 from lora_ops.errors import NotFoundError, UnreachableError
@@ -58,8 +58,8 @@ class SeenRun:
 
 
 class PrefectApi:
-    """One Prefect server. Methods raise UnreachableError when it does not answer, and at once: whoever calls
-    them has other work, and comes again."""
+    """One Prefect server. Methods raise UnreachableError when it does not answer, and all but `ensure_pool`
+    at once: whoever calls them has other work, and comes again."""
 
     def __init__(self, api_url: str) -> None:
         self.api_url = api_url
@@ -68,7 +68,8 @@ class PrefectApi:
         self._deployments: dict[str, UUID] = {}
         context = get_settings_context()
         self._profile = context.profile
-        self._settings = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+        self._patient = context.settings
+        self._hasty = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
 
     def ok(self) -> bool:
         try:
@@ -103,7 +104,7 @@ class PrefectApi:
                     found = client.read_work_queue_by_name(queue, work_pool_name=name)
                     client.update_work_queue(found.id, concurrency_limit=limit)
 
-        self._call(act)
+        self._call(act, self._patient)
 
     def create_run(
         self,
@@ -214,8 +215,8 @@ class PrefectApi:
             self._deployments[name] = client.read_deployment_by_name(name).id
         return self._deployments[name]
 
-    def _call(self, act: Callable[[SyncPrefectClient], T]) -> T:
-        with self._lock, SettingsContext(profile=self._profile, settings=self._settings):
+    def _call(self, act: Callable[[SyncPrefectClient], T], settings: Settings | None = None) -> T:
+        with self._lock, SettingsContext(profile=self._profile, settings=settings or self._hasty):
             known = self._client
             try:
                 if known is not None:
