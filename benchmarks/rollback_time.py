@@ -335,6 +335,7 @@ def main() -> int:
             measure(options.rollouts, options.every, folder, say, results, ended)
         except KeyboardInterrupt:
             interrupted = True
+            say(f"interrupted after {len(results)} of {options.rollouts} rollouts")
     if results:
         found = summary(results, options.every, options.seed)
         if options.json:
