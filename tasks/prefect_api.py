@@ -106,6 +106,14 @@ class PrefectApi:
 
         self._call(act, self._patient)
 
+    def has_pool(self, name: str) -> bool:
+        """Whether there is such a work pool."""
+        try:
+            self._call(lambda client: client.read_work_pool(name), self._patient)
+        except NotFoundError:
+            return False
+        return True
+
     def create_run(
         self,
         deployment: str,

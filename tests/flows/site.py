@@ -39,7 +39,7 @@ clouds:
   west: {{size: 2}}
 rollout:
   steps: [50]
-  harmful: 80%
+  harmful: 90%
   lease: 20s
   hold: 2s
   look_every: 500ms
@@ -238,7 +238,7 @@ class Site:
         return [json.loads(line) for line in self.artifact(request_id, n, "events.jsonl").splitlines()]
 
     @contextmanager
-    def traffic(self, every_s: float = 4.0) -> Iterator[list[str]]:
+    def traffic(self, every_s: float = 6.0) -> Iterator[list[str]]:
         """Requests that keep coming in; the list of their ids. A server that is away is tried again."""
         stop, submitted = Event(), list[str]()
         failures: list[BaseException] = []
