@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import httpx
 from prefect.artifacts import acreate_markdown_artifact
@@ -12,6 +13,7 @@ from prefect.logging import get_run_logger
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import ObjectExists
 from lora_ops.gates.counts import fresh_samples
+from lora_ops.gates.statistics import Verdict
 from lora_ops.gates.verdict import GateResult, Look, judge
 from lora_ops.lease import due
 from lora_ops.state import Phase, Rollout
@@ -65,6 +67,7 @@ class Looker:
             verdict=look.verdict.value if look is not None else None,
             summary=look.summary if look is not None else "",
             fresh=fresh,
+            decided=_decided(rollout, look, fresh) if look is not None else frozenset(),
             in_step_s=now - max(step, resumed),
             in_phase_s=now - max(began, resumed),
         )
@@ -122,6 +125,13 @@ def judge_now(platform: Platform, rollout: Rollout) -> Look | None:
         harmful=policy.harmful,
         tests=len(policy.gates) * len(rollout.clouds),
     )
+
+
+def _decided(rollout: Rollout, look: Look, fresh: Mapping[str, int]) -> frozenset[str]:
+    """The clouds on which every gate passes with enough samples of this step."""
+    open_clouds = {result.cloud for result in look.results if result.verdict is not Verdict.PASS}
+    wanted = rollout.policy.fresh_samples if rollout.step > 0 else 0
+    return frozenset(cloud for cloud in fresh if cloud not in open_clouds and fresh[cloud] >= wanted)
 
 
 def _markdown(look: Look) -> str:

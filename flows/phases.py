@@ -34,7 +34,11 @@ T = TypeVar("T")
 
 
 class Superseded(Exception):
-    """Another flow leads this rollout, or it is over."""
+    """Another flow leads this rollout, or it is over, as `state` says."""
+
+    def __init__(self, state: AppState) -> None:
+        super().__init__()
+        self.state = state
 
 
 class Lead:
@@ -63,8 +67,8 @@ class Lead:
                     upcoming = await in_task(_watch_name(rollout), partial(self.watch, rollout))
                 if upcoming is not None:
                     await self.do(upcoming, rollout)
-            except Superseded:
-                return self.finished()
+            except Superseded as over:
+                return next((each for each in over.state.finished if each.id == self.id), None)
             except Refused as refusal:
                 get_run_logger().info("%s", refusal.message)  # somebody decided first: read again
             except StoreUnavailable as error:
@@ -74,11 +78,8 @@ class Lead:
     def mine(self, state: AppState) -> Rollout:
         rollout = state.rollout
         if rollout is None or rollout.id != self.id or rollout.epoch != self.epoch:
-            raise Superseded
+            raise Superseded(state)
         return rollout
-
-    def finished(self) -> Finished | None:
-        return next((each for each in self.platform.state().finished if each.id == self.id), None)
 
     async def beat(self) -> None:
         """Tell the reconciler that this flow lives."""
@@ -190,7 +191,7 @@ class Lead:
             if upcoming.do is not Do.LOOK:
                 return upcoming
             if rollout.phase is Phase.CANARYING:
-                await asyncio.to_thread(self.prober.keep, rollout)
+                await asyncio.to_thread(self.prober.keep, rollout, sight.decided)
             elif rollout.phase is Phase.AWAITING_APPROVAL and rollout.wave not in self.asked:
                 await asyncio.to_thread(self.offer_form, rollout, sight.summary)
             await asyncio.sleep(rollout.policy.look_every_s)
@@ -199,8 +200,9 @@ class Lead:
 
     def offer_form(self, rollout: Rollout, summary: str) -> None:
         """A form in Prefect's UI, once a wave whoever leads; without Prefect at the next turn."""
+        api = PrefectApi(_api_url())
         try:
-            PrefectApi(_api_url()).create_run(
+            api.create_run(
                 APPROVE_DEPLOYMENT,
                 key=f"{rollout.id}-approve-{rollout.wave}",
                 parameters={"rollout": rollout.id, "summary": summary},
@@ -209,6 +211,8 @@ class Lead:
             self.asked.add(rollout.wave)
         except LoraOpsError as error:
             get_run_logger().warning("no form in Prefect: %s", error.message)
+        finally:
+            api.close()
 
     def show_looks(self) -> None:
         """Beside the loop: Prefect's client tries for a minute when its server is away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import yaml
@@ -35,14 +36,14 @@ class Prober:
     next_n: dict[str, int] = field(default_factory=dict)
     open: dict[str, list[str]] = field(default_factory=dict)
 
-    def keep(self, rollout: Rollout) -> int:
-        """Submit what is missing; the number of probes that were submitted."""
+    def keep(self, rollout: Rollout, decided: Collection[str] = ()) -> int:
+        """Submit what is missing on clouds that are not `decided`; the number of probes that were submitted."""
         policy = rollout.policy.probes
         if policy is None or rollout.paused:
             return 0
         pairs = any(gate.metric in RATIOS for gate in rollout.policy.gates)
         submitted = 0
-        for cloud in rollout.wave_clouds:
+        for cloud in sorted(set(rollout.wave_clouds) - set(decided)):
             pending = [
                 each for each in self.open.get(cloud, []) if self.platform.request(each).result is None
             ]

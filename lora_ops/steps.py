@@ -26,11 +26,15 @@ class Do(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the flow sees: the newest look's verdict, samples since the step began, and durations (s)."""
+    """What the flow sees: the newest look's verdict, samples since the step began, and durations (s).
+
+    `decided`: the clouds of the wave that need no further sample.
+    """
 
     verdict: str | None = None
     summary: str = ""
     fresh: Mapping[str, int] = field(default_factory=dict)
+    decided: frozenset[str] = frozenset()
     in_step_s: float = 0.0
     in_phase_s: float = 0.0
 
