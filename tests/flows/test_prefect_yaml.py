@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows import bare_server, catalogue
 from lora_ops.spec import parse_spec
-from tasks.daemons import Daemon
 from tasks.prefect_api import CONTROL_POOL, PrefectApi
 from tests.flows.site import Site, eventually, free_port
 from tests.stub.make import REPO
@@ -59,8 +60,6 @@ def _deploy_all(api_url: str, home: Path) -> None:
 
 
 def _env() -> dict[str, str]:
-    import os
-
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "LORA_OPS"))}
 
 
@@ -68,16 +67,23 @@ def _env() -> dict[str, str]:
 def bare_api(tmp_path: Path) -> Iterator[str]:
     """A Prefect server that nobody has told anything."""
     port = free_port()
-    server = Daemon("prefect-server", tmp_path)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     prefect = PrefectApi(f"http://127.0.0.1:{port}/api")
-    server.start(command, {**_env(), "PREFECT_HOME": str(tmp_path / "prefect"), **CLEAN}, tmp_path)
-    try:
-        eventually(prefect.ok, "the server answers", 180)
-        yield prefect.api_url
-    finally:
-        prefect.close()
-        server.stop()
+    env = {**_env(), "PREFECT_HOME": str(tmp_path / "prefect"), **CLEAN}
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        ) as server,
+    ):
+        family = psutil.Process(server.pid)
+        try:
+            eventually(prefect.ok, "the server answers", 180)
+            yield prefect.api_url
+        finally:
+            prefect.close()
+            for each in [*family.children(recursive=True), family]:
+                each.kill()
 
 
 @pytest.mark.server
