@@ -13,7 +13,6 @@ import secrets
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import yaml
 
 import flows
 from flows.context import FlowContext
+from flows.facts import Facts
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import ObjectExists, Refused, StoreError, StoreUnavailable
 from lora_ops.gates.samples import Sample
@@ -36,8 +36,6 @@ from tasks.source_tree import digest_of_running
 POLL_S = 0.2
 BEAT_S = 2.0
 GRACE_S = 20.0
-EXIT_USER = 3
-CAUSES = {"user": "user_error", "oom": "out_of_memory", "trainer": "trainer_error", "resumable": "evicted"}
 
 
 class Outcome(Exception):
@@ -51,22 +49,6 @@ class Outcome(Exception):
 
 class Duplicate(Exception):
     """Another process runs this attempt (Prefect may start two for one run): go without a word."""
-
-
-@dataclass(slots=True)
-class Facts:
-    """What the attempt has seen of its trainer so far."""
-
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    losses: list[float] = field(default_factory=list)
-    step_seconds: list[float] = field(default_factory=list)
-    memory_bytes: int | None = None
-    start_latency_s: float | None = None
-    phase: str = "starting"
-    result: dict[str, Any] | None = None
-    failure: dict[str, Any] | None = None
 
 
 class Attempt:
@@ -255,15 +237,7 @@ class Attempt:
             case "phase":
                 facts.phase = str(event.get("name", ""))
             case "step":
-                if facts.start_latency_s is None:
-                    facts.start_latency_s = time.monotonic() - self.started
-                facts.phase = "train"
-                facts.step, facts.steps = int(event["step"]), int(event["steps"])
-                facts.loss, facts.memory_bytes = event.get("loss"), event.get("memory_bytes")
-                if len(facts.step_seconds) < max(1, self.horizon):
-                    facts.step_seconds.append(float(event.get("step_s", 0.0)))
-                    if facts.loss is not None:
-                        facts.losses.append(float(facts.loss))
+                facts.take_step(event, self.horizon, time.monotonic() - self.started)
                 if self.horizon and len(facts.step_seconds) >= self.horizon and not self.sampled:
                     self.sample(record, at_horizon=True, order=order)
             case "checkpoint":
@@ -278,17 +252,10 @@ class Attempt:
             upload_folder(self.store, f"{keys.checkpoints(self.request, self.n)}/{path.name}", path)
 
     def beat(self, child: TrainerChild) -> None:
-        facts = self.facts
-        recent = facts.step_seconds[-10:]
         document = {
             "schema_version": SCHEMA_VERSION,
             "executor": self.executor,
-            "phase": facts.phase,
-            "step": facts.step,
-            "steps": facts.steps,
-            "loss": facts.loss,
-            "step_s": sum(recent) / len(recent) if recent else None,
-            "memory_bytes": facts.memory_bytes,
+            **self.facts.for_heartbeat(),
         }
         self.store.put(keys.heartbeat(self.request, self.n), _bytes(document))
         self.store.put(keys.log(self.request, self.n), child.log_tail())
@@ -337,16 +304,11 @@ class Attempt:
         return "succeeded"
 
     def fail(self, record: Record, order: Order, child: TrainerChild, code: int) -> str:
-        failure = self.facts.failure or {}
-        cause = CAUSES.get(str(failure.get("cause")), "user_error" if code == EXIT_USER else "trainer_error")
-        if not failure and code == -9:
-            cause = "out_of_memory"
+        """The sample at once, then the journal; the user reads what the trainer said."""
         tail = child.log_tail(2000).decode(errors="replace").strip().splitlines()
-        told = str(failure.get("message") or (tail[-1] if tail else "it printed nothing"))
-        message = f"{failure.get('type')}: {told}" if failure.get("type") else f"exit code {code}: {told}"
+        cause, message, hint = self.facts.why_failed(code, tail[-1] if tail else "")
         self.sample(record, cause=cause, message=message, order=order)
         self.beat(child)
-        hint = str(failure.get("hint") or "")
         self.end("attempt-failed", cause, f"{message} {hint}".strip())
         raise Outcome("Failed", f"{cause}: {message}")
 
@@ -391,8 +353,6 @@ class Attempt:
         if record.rollout is None:
             return
         late = self.sampled and cause is not None
-        facts = self.facts
-        quarter = facts.losses[-max(1, len(facts.losses) // 4) :]
         document = Sample(
             request=self.request,
             attempt=self.n,
@@ -402,16 +362,11 @@ class Attempt:
             probe=order.probe if order else None,
             cause=cause,
             message=message[:2000],
-            step=facts.step,
-            steps=facts.steps,
             horizon=max(1, self.horizon),
             at_horizon=at_horizon or late,
             ended=ended,
-            start_latency_s=facts.start_latency_s,
-            step_seconds=facts.step_seconds,
-            loss=sum(quarter) / len(quarter) if quarter else None,
-            memory_bytes=facts.memory_bytes,
             late=late,
+            **self.facts.for_sample(),
         )
         key = keys.sample(record.rollout, record.cloud, record.track.value, self.request, self.n, late)
         with suppress(ObjectExists):

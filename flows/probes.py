@@ -37,7 +37,7 @@ class Prober:
     open: dict[str, list[str]] = field(default_factory=dict)
 
     def keep(self, rollout: Rollout, decided: Collection[str] = ()) -> int:
-        """Submit what is missing on clouds that are not `decided`; the number of probes that were submitted."""
+        """Submit what is missing on clouds that are not `decided`; how many probes were submitted."""
         policy = rollout.policy.probes
         if policy is None or rollout.paused:
             return 0

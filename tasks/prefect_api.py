@@ -229,10 +229,10 @@ class PrefectApi:
             try:
                 if known is not None:
                     with suppress(httpx.TransportError):  # perhaps a connection that an earlier server left
-                        return act(known)
+                        return _twice(act, known)
                 self.close()
                 self._client = SyncPrefectClient(self.api_url).__enter__()
-                return act(self._client)
+                return _twice(act, self._client)
             except ObjectNotFound as error:
                 raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
             except (httpx.HTTPError, OSError, RuntimeError) as error:
@@ -241,6 +241,16 @@ class PrefectApi:
                     f"Prefect's API at {self.api_url} does not answer: {error or type(error).__name__}.",
                     "Start it with `lora-ops up`, or set `prefect.api_url` in lora-ops.yaml.",
                 ) from error
+
+
+def _twice(act: Callable[[SyncPrefectClient], T], client: SyncPrefectClient) -> T:
+    """Once more after a 503: what Prefect answers while its SQLite is locked. Every act is idempotent."""
+    try:
+        return act(client)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            raise
+        return act(client)
 
 
 def run_key(request_id: str, attempt: int) -> str:
