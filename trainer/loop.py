@@ -29,7 +29,8 @@ with lean_imports():
     import torch
 
 from trainer.device import memory_bytes, pick_device, pick_dtype
-from trainer.models.base import Family, Setup, family_of
+from trainer.models.base import Family, Setup
+from trainer.models.families import family_of
 from trainer.optim.state import Optimizer
 from trainer.results import describe_files
 

@@ -65,14 +65,3 @@ class Family(ABC):
     @abstractmethod
     def export(self, folder: Path) -> list[Path]:
         """Write the adapter in its public formats below `folder`; the files written."""
-
-
-def family_of(setup: Setup) -> Family:
-    """The family that trains `setup.base`. Imports only that one."""
-    if setup.base.kind == "images":
-        from trainer.models.sd import StableDiffusion
-
-        return StableDiffusion(setup)
-    from trainer.models.llm import CausalLM
-
-    return CausalLM(setup)

@@ -18,7 +18,7 @@ from trainer.lora import extract, inject
 from trainer.losses import add_noise, alphas_cumprod, snr_weight, target
 from trainer.models.base import Family, Setup
 from trainer.models.sd_encode import encode_captions, encode_images
-from trainer.models.sd_parts import Parts, parts_of
+from trainer.models.sd_parts import FolderParts, Parts
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 """The 192 modules of SD 1.5 that kohya's networks.lora trains."""
@@ -31,7 +31,7 @@ class StableDiffusion(Family):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.parts: Parts = parts_of(setup)
+        self.parts: Parts = _parts_of(setup)
         self.unet_config: dict[str, Any] = self.parts.config("unet")
         self.vae_config: dict[str, Any] = self.parts.config("vae")
         scheduler = self.parts.config("scheduler")
@@ -135,3 +135,12 @@ class StableDiffusion(Family):
         )
         kohya.save(folder / f"{name}.safetensors", kohya.to_kohya("unet", adapter), meta)
         return [*written, folder / f"{name}.safetensors"]
+
+
+def _parts_of(setup: Setup) -> Parts:
+    """The parts of `setup.base`, by its format."""
+    if setup.base.format == "diffusers":
+        return FolderParts(setup)
+    from trainer.models.sd_single_file import SingleFileParts
+
+    return SingleFileParts(setup)

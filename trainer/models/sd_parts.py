@@ -99,12 +99,3 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.", "Copy the whole pipeline again.") from None
     return value
-
-
-def parts_of(setup: Setup) -> Parts:
-    """The parts of `setup.base`, by its format."""
-    if setup.base.format == "diffusers":
-        return FolderParts(setup)
-    from trainer.models.sd_single_file import SingleFileParts
-
-    return SingleFileParts(setup)
