@@ -55,7 +55,9 @@ class LoraOpsError(Exception):
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> LoraOpsError:
         """Rebuild the error that `to_dict` wrote; an unknown kind becomes a plain LoraOpsError."""
-        known = {cls.kind: cls for cls in _tree(LoraOpsError)}
+        known: dict[str, type[LoraOpsError]] = {}
+        for each in _tree(LoraOpsError):
+            known.setdefault(each.kind, each)  # a subclass of elsewhere may share its parent's kind
         cls = known.get(str(body.get("kind")), LoraOpsError)
         details = [str(line) for line in body.get("details") or ()]
         return cls(str(body.get("message", "unknown error")), str(body.get("hint", "")), details)
