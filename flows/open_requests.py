@@ -39,6 +39,7 @@ from lora_ops.spec import PlatformSpec
 from lora_ops.state import AppState, Phase, Track
 from tasks import home
 from tasks.bundle import ensure_unpacked
+from tasks.engine import PREFECT_AWAY
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi, SeenRun, run_key
 
@@ -47,6 +48,8 @@ log = logging.getLogger("lora_ops.reconciler")
 AttemptKey = tuple[str, int]
 #: Final states that the train flow names when it could not speak to the store.
 SAID = {"StoreAway": "store_away", "LostWorker": "lost_worker", "WrongCode": "wrong_code"}
+#: As Prefect's workers tell the exit code of a run that could not reach Prefect.
+AWAY = f"status code {PREFECT_AWAY}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ class OpenRequests:
             run=run,
             run_for_s=run_for_s,
             run_detail=f"{seen.name}: {seen.detail}" if seen is not None else "",
-            said=SAID.get(seen.name) if seen is not None else None,
+            said=_said(seen) if seen is not None else None,
             started=started,
             heartbeat_age_s=beat_age,
             worker=worker,
@@ -402,6 +405,11 @@ class OpenRequests:
             run_id = self._runs.pop(key, None)
             if run_id is not None:
                 self._urls[key] = run_id
+
+
+def _said(seen: SeenRun) -> str | None:
+    """The cause that the attempt, or what started it, gave through Prefect."""
+    return "prefect_away" if AWAY in seen.detail else SAID.get(seen.name)
 
 
 def _queue(order: Order | None, attempt: Attempt) -> Track:

@@ -210,7 +210,7 @@ def _ended(sight: Sight, limits: Limits) -> Action:
         return Nothing()
     told = f" Prefect: {sight.run_detail}" if sight.run_detail else ""
     if sight.said is not None:
-        return _lost(sight.said, f"Its process could not reach the store.{told}")
+        return _lost(sight.said, f"Its process ended without a word to the store.{told}")
     if sight.started:
         return _silent(sight, "no_heartbeat", f"Its process ended without a result.{told}")
     return _silent(sight, "exit_before_contact", f"Its process ended before it made contact.{told}")

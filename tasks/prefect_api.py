@@ -5,11 +5,13 @@ Prefect is orchestration and history, never the truth; every answer here may be 
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -28,8 +30,8 @@ from lora_ops.state import Track
 
 CONTROL_POOL = "control"
 #: Without a command of its own Prefect's process worker starts a supervising interpreter before the
-#: engine's: two imports of prefect a run. `-P` keeps the working directory off the path.
-ENGINE_COMMAND = f"{sys.executable} -P -m prefect.engine"
+#: engine's: two imports of prefect a run. `-P` keeps the folders of the worker and of the file off the path.
+ENGINE_COMMAND = shlex.join([sys.executable, "-P", str(Path(__file__).with_name("engine.py"))])
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ class StandInRun:
     env: dict[str, str]
     run: Run = Run.WAITING
     name: str = "Scheduled"
+    detail: str = ""
     state_time: float = 0.0
 
 
@@ -69,7 +70,7 @@ class StandInPrefect(PrefectApi):
 
         def act() -> dict[str, SeenRun]:
             return {
-                each.id: SeenRun(each.id, each.run, each.name, "", each.state_time)
+                each.id: SeenRun(each.id, each.run, each.name, each.detail, each.state_time)
                 for each in self.by_key.values()
                 if each.id in wanted
             }

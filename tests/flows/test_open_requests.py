@@ -11,6 +11,7 @@ import pytest
 
 from lora_ops import keys
 from lora_ops.errors import StoreUnavailable
+from lora_ops.gates.samples import Outcome
 from lora_ops.reconcile import Limits, Run
 from lora_ops.request import AttemptState, Pin, RequestState, ResultState
 from lora_ops.state import Track
@@ -284,6 +285,27 @@ def test_a_silent_death_counts_only_while_its_worker_lives(new_world: Callable[[
         reconciler.tick(workers)
     assert world.platform.request(mine).attempts[0].cause == "no_heartbeat"
     assert world.platform.request(others).attempts[0].cause == "lost_worker"
+
+
+def test_a_run_that_could_not_reach_prefect_is_no_fault_of_its_release(
+    new_world: Callable[[], World],
+) -> None:
+    """As far as a worker can tell, it ended before contact: but its exit code says why."""
+    world = new_world()
+    rollout = world.rollout()
+    request = world.request()
+    reconciler = world.reconciler()
+    reconciler.tick(ALIVE)
+    run = world.prefect.run_of(request, 1)
+    run.run, run.name = Run.ENDED, "Crashed"
+    run.detail = "Flow run infrastructure exited with non-zero status code 75. Unknown."
+    reconciler.tick(ALIVE)
+    world.now += 10.0
+    reconciler.tick(ALIVE)
+    attempt = world.platform.request(request).attempts[0]
+    assert (attempt.state, attempt.cause) == (AttemptState.LOST, "prefect_away")
+    _, samples = world.platform.attempts(rollout.id)
+    assert [sample.outcome for sample in samples] == [Outcome.UNCOUNTED]
 
 
 def test_a_run_that_was_given_up_by_a_dead_reconciler_is_ended(new_world: Callable[[], World]) -> None:
