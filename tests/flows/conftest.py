@@ -10,7 +10,7 @@ from tests.flows.site import Site
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def running_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A running platform. Every process of it is gone afterwards, whatever the tests did."""
     made = Site(tmp_path_factory.mktemp("site"))
     try:
@@ -19,3 +19,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     finally:
         left = made.stop()
     assert not left, left
+
+
+@pytest.fixture
+def site(running_site: Site) -> Iterator[Site]:
+    """The platform with no rollout under way or queued: a test that fails leaves none to the next one."""
+    yield running_site
+    running_site.calm()

@@ -177,6 +177,14 @@ class Site:
 
         return eventually(look, f"{rollout_id} is {' or '.join(phases)}", timeout_s)
 
+    def calm(self) -> None:
+        """End what is queued and under way."""
+        state = self.platform.state()
+        for entry in state.queue:
+            self.platform.record("rollout-overtaken", {"id": entry.id})
+        if state.rollout is not None:
+            self.platform.record("aborted", {"rollout": state.rollout.id, "reason": "the test is over"})
+
     def decide(self, rollout_id: str, verb: str, status: int = 200, **body: Any) -> dict[str, Any]:
         answer = self.api.post(f"/rollouts/{rollout_id}/{verb}", json=body)
         assert answer.status_code == status, answer.text

@@ -36,3 +36,18 @@ def test_other_ends_keep_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit) as ended:
         engine.main()
     assert ended.value.code == 1
+
+
+def test_a_stream_outlives_its_reader() -> None:
+    reader, writer = os.pipe()
+    stream = os.fdopen(writer, "w")
+    kept = engine.Unbreakable(stream)
+    kept.write("heard\n")
+    kept.flush()
+    assert os.read(reader, 100) == b"heard\n"
+    os.close(reader)
+    for _ in range(3):
+        kept.write("not heard\n")
+        kept.flush()
+    assert kept.fileno() == writer
+    stream.close()
