@@ -82,7 +82,10 @@ class Reconciler:
     def _look_at_workers(self) -> None:
         if time.monotonic() < self._health_at:
             return
-        self._health_at = time.monotonic() + HEALTH_EVERY_S
+        missing = not all(self._workers.get(name) for name in self.spec.clouds)
+        self._health_at = time.monotonic() + (
+            0.0 if missing else HEALTH_EVERY_S
+        )  # one may come at any moment
         try:
             for name in self.spec.clouds:
                 seen = self.prefect.workers(name)
