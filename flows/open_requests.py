@@ -351,7 +351,7 @@ class OpenRequests:
             return
         run_id = self._runs.get((request.id, last.n)) or self.prefect.find_run(run_key(request.id, last.n))
         if run_id is not None:
-            self.prefect.cancel(run_id)
+            self.prefect.cancel(run_id, worker_gone=last.cause == "lost_worker")
 
     def _sample(self, request: RequestState, attempt: Attempt, action: EndAttempt) -> None:
         if attempt.rollout is None:

@@ -178,8 +178,11 @@ class PrefectApi:
 
         return self._call(act)
 
-    def cancel(self, run_id: str) -> None:
-        """End a run: at once without a process, else through its worker. Silent when it is gone."""
+    def cancel(self, run_id: str, *, worker_gone: bool = False) -> None:
+        """End a run: at once without a process, else through its worker. Silent when the run is gone.
+
+        `worker_gone`: nobody is left to end its process; it would keep its slot until Prefect's time-out.
+        """
 
         def act(client: SyncPrefectClient) -> None:
             with suppress(ObjectNotFound):
@@ -187,7 +190,8 @@ class PrefectApi:
                 if state is None or state.is_final():
                     return
                 started = state.is_running() or state.is_cancelling() or state.is_paused()
-                client.set_flow_run_state(UUID(run_id), Cancelling() if started else Cancelled(), force=True)
+                end = Cancelling if started and not worker_gone else Cancelled
+                client.set_flow_run_state(UUID(run_id), end(), force=True)
 
         self._call(act)
 

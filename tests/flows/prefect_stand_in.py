@@ -81,11 +81,11 @@ class StandInPrefect(PrefectApi):
         found = self._act("find_run", lambda: self.by_key.get(key))
         return found.id if found is not None else None
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, *, worker_gone: bool = False) -> None:
         def act() -> None:
             for each in self.by_key.values():
                 if each.id == run_id and each.run not in (Run.ENDED, Run.CANCELLED):
-                    each.run, each.name = Run.CANCELLED, "Cancelled"
+                    each.run, each.name = Run.CANCELLED, "Cancelled" if worker_gone else "Cancelling"
 
         self._act("cancel", act)
 

@@ -285,6 +285,8 @@ def test_a_silent_death_counts_only_while_its_worker_lives(new_world: Callable[[
         reconciler.tick(workers)
     assert world.platform.request(mine).attempts[0].cause == "no_heartbeat"
     assert world.platform.request(others).attempts[0].cause == "lost_worker"
+    assert world.prefect.run_of(mine, 1).name == "Cancelling"
+    assert world.prefect.run_of(others, 1).name == "Cancelled"  # nobody is left who would end it
 
 
 def test_a_run_that_could_not_reach_prefect_is_no_fault_of_its_release(
