@@ -34,4 +34,6 @@ bench: setup
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .demo .examples build dist output demo-report.json
+	-@[ ! -f .demo/lora-ops.yaml ] || $(BIN)/lora-ops down --spec .demo/lora-ops.yaml
+	@git worktree prune
+	rm -rf .import_linter_cache .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .demo .examples build dist output demo-report.json

@@ -16,7 +16,7 @@ OWN: frozenset[str] = frozenset()  # declares all of its options itself
 COMMANDS: dict[str, Command] = {
     "init": (
         "cli.local.init:init",
-        "Write lora-ops.yaml, and a git repository's first release from it.",
+        "Write a commented lora-ops.yaml to start from.",
         OWN,
     ),
     "doctor": ("cli.local.doctor:doctor", "Check this machine, the store, Prefect and the journal.", OWN),

@@ -10,7 +10,7 @@ import typer
 from cli import follow
 from cli.session import Session
 from cli.text import ago, paint, short, table
-from lora_ops.errors import ConflictError, NotFoundError
+from lora_ops.errors import ConflictError, NotFoundError, UnreachableError
 
 Json = dict[str, Any]
 RolloutId = Annotated[
@@ -63,7 +63,11 @@ def show(session: Session, rollout: RolloutId = None, store: Store = None) -> No
         document: Json = load("cli.local.rollouts:show")(store, rollout)
         now = datetime.fromisoformat(document["now"]) if "now" in document else datetime.now().astimezone()
     else:
-        document = session.api.get(f"/rollouts/{newest(session, rollout)}")
+        try:
+            document = session.api.get(f"/rollouts/{newest(session, rollout)}")
+        except UnreachableError as error:
+            way_out = "Without serve: lora-ops rollout show --store URL reads the journal."
+            raise UnreachableError(error.message, f"{error.hint} {way_out}", error.details) from error
         now = session.api.now
     session.emit(document, picture(document, now), [document["id"]])
 

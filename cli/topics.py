@@ -15,6 +15,10 @@ TOPICS = {
 LORA_OPS_SERVER   address of `lora-ops serve`; --server goes before it, the `serve` section of the nearest
                   lora-ops.yaml after it, then http://127.0.0.1:8700
 LORA_OPS_TOKEN    the token that `serve` was given
+LORA_OPS_SPEC     the lora-ops.yaml to use; by default the nearest from here upwards
+LORA_OPS_HOME     what this machine keeps; by default .lora-ops beside lora-ops.yaml
+LORA_OPS_CACHE    the trainer's cache: converted models, latents, embeddings
+WANDB_API_KEY     W&B logs online; without it offline
 NO_COLOR          no colour, whatever its value""",
     "exit-codes": """\
 0    done; a followed rollout was promoted, a followed request succeeded

@@ -11,6 +11,7 @@ from console.views import Json, iso
 from lora_ops.errors import NotFoundError, nearest
 from lora_ops.gates.counts import attempts_of
 from lora_ops.gates.samples import Outcome, Sample
+from lora_ops.gates.statistics import Verdict
 from lora_ops.state import AppState, CloudState, Phase, Queued, Rollout, Track
 from tasks.platform import Platform, SeenLook
 
@@ -116,7 +117,7 @@ def full(found: Found | Queued, events: Events, platform: Platform) -> Json:
         "verdict": last.look.verdict.value if last else None,
         "last_look": look(last) if last else None,
         "lease_until": iso(lease),
-        **_durations(found, platform.sample_times(rollout.id)),
+        **_durations(found, platform.sample_times(rollout.id), looks),
     }
 
 
@@ -184,16 +185,28 @@ def _tally(attempts: Iterable[Any], rollout: Rollout) -> dict[str, dict[str, dic
     return tally
 
 
-def _durations(found: Found, timed: list[tuple[float, Sample]]) -> Json:
-    """Seconds on the store's clock from the first, and from the deciding, bad sample to the rollback."""
+def _durations(found: Found, timed: list[tuple[float, Sample]], looks: list[SeenLook]) -> Json:
+    """Seconds on the store's clock from the first, and from the deciding, bad sample to the rollback.
+
+    The deciding sample is the last bad one that the first failed look counted on the cloud that it failed;
+    without a failed look (a rollback by hand, or at a deadline) there is none.
+    """
     first = deciding = None
     if found.ended is not None and found.ended.phase is Phase.ROLLED_BACK:
         end = found.ended.event.time
         bad = [
-            time
+            (time, sample.cloud)
             for time, sample in timed
             if sample.digest == found.rollout.release and sample.outcome is Outcome.BAD and time <= end
         ]
         if bad:
-            first, deciding = end - bad[0], end - bad[-1]
+            first = end - bad[0][0]
+        failed = next((seen.look for seen in looks if seen.look.verdict is Verdict.FAIL), None)
+        moments = []
+        for result in failed.results if failed is not None else ():
+            here = [time for time, cloud in bad if cloud == result.cloud][: result.k_fail]
+            if result.verdict is Verdict.FAIL and here:
+                moments.append(here[-1])
+        if moments:
+            deciding = end - max(moments)
     return {"first_failure_to_rollback_s": first, "deciding_sample_to_rollback_s": deciding}

@@ -250,7 +250,7 @@ class PlatformSpec(Section):
         try:
             steps = check_plan(steps) if steps is not None else None
         except ValueError as error:
-            raise UsageError(f"{error}.", "Give `--steps` weights such as 10,50,100.") from None
+            raise UsageError(f"{error}.", "Give `--plan` weights such as 10,50,100.") from None
         r = self.rollout
         waves = r.waves or (tuple(self.clouds),)
         plans = {name: steps or self.clouds[name].steps or r.steps for wave in waves for name in wave}

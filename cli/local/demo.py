@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.local.platform import YesOption
 from lora_ops.errors import ConfigError, LoraOpsError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -96,6 +98,7 @@ class Demo:
     began: float = field(default_factory=time.monotonic)
     submitted: list[str] = field(default_factory=list)
     stop: Event = field(default_factory=Event)
+    trouble: Exception | None = None
 
     def say(self, text: str) -> None:
         """A line of progress with the time since the start."""
@@ -104,10 +107,23 @@ class Demo:
 
     # --- what it needs ---
 
+    def start_afresh(self) -> None:
+        """Forget an earlier demo's platform, so that stable is this tree again; keep what was made for it."""
+        state, spec = self.base / ".lora-ops", self.base / "lora-ops.yaml"
+        if spec.exists():
+            self.say("stopping an earlier demo")
+            self.run([sys.executable, "-m", "cli.main", "down"], check=False)
+        for path in state.iterdir() if state.is_dir() else ():
+            if path.name == "cache":
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        spec.unlink(missing_ok=True)
+
     def make_inputs(self) -> None:
-        """Photographs, facts, the two base models and the spec; what is there already is kept."""
+        """Photographs, facts, the two base models and the spec; what was made once is kept."""
         base = self.base
         base.mkdir(parents=True, exist_ok=True)
+        self.start_afresh()
         for made, script in (
             (base / "models" / "tiny-sd", "make_tiny_sd.py"),
             (base / "photos", "make_photos.py"),
@@ -120,21 +136,37 @@ class Demo:
                 self.run([sys.executable, str(EXAMPLES / script), str(made)])
         for name, text in (("probe.yaml", PROBE), ("style.yaml", STYLE), ("facts.yaml", FACTS)):
             (base / name).write_text(text)
-        if not (base / "lora-ops.yaml").exists():
-            ports = {"prefect": free_port(4200), "serve": free_port(8700)}
-            (base / "lora-ops.yaml").write_text(SPEC.format(**ports))
+        ports = {"prefect": free_port(4200), "serve": free_port(8700)}
+        (base / "lora-ops.yaml").write_text(SPEC.format(**ports))
 
     def source(self, name: str) -> Path:
         """A worktree of this checkout with the patch `examples/demo/<name>.patch` applied."""
         tree = self.base / name
         patch = EXAMPLES / "demo" / f"{name}.patch"
-        if tree.exists():
-            self.run(["git", "-C", str(REPO), "worktree", "remove", "--force", str(tree)], check=False)
-            shutil.rmtree(tree, ignore_errors=True)
-        self.run(["git", "-C", str(REPO), "worktree", "prune"])
+        self.drop(tree)
         self.run(["git", "-C", str(REPO), "worktree", "add", "--quiet", "--detach", str(tree), "HEAD"])
         self.run(["git", "-C", str(tree), "apply", str(patch)])
         return tree
+
+    def drop(self, tree: Path) -> None:
+        """Remove a worktree, and git's knowledge of it."""
+        shutil.rmtree(tree, ignore_errors=True)
+        self.run(["git", "-C", str(REPO), "worktree", "prune"])
+
+    def deploy(self, name: str) -> tuple[int, dict[str, Any]]:
+        """`lora-ops deploy --canary --wait` of a patched tree: its exit code and its rollout."""
+        tree = self.source(name)
+        arguments = ["deploy", "--canary", "--source", str(tree), "--dirty", "--wait", "--yes"]
+        self.say(f"$ lora-ops {' '.join(arguments)}")
+        command = [sys.executable, "-m", "cli.main", *arguments, "--json"]
+        done = subprocess.run(command, cwd=self.base, stdout=subprocess.PIPE, text=True)
+        document: dict[str, Any] = json.loads(done.stdout or "{}")
+        self.drop(tree)
+        if "id" not in document:
+            raise LoraOpsError(
+                f"the {name} trainer was not deployed (exit code {done.returncode}).", "See above."
+            )
+        return done.returncode, self.api(f"/api/rollouts/{document['id']}")
 
     def run(self, command: Sequence[str], check: bool = True) -> None:
         """Run a command quietly; its output is shown when it fails."""
@@ -161,21 +193,30 @@ class Demo:
         import httpx
 
         body = {
+            "idempotency_key": secrets.token_hex(8),
             "config": (self.base / config).read_text(),
             "source": config,
             "cwd": str(self.base),
             "name": config.removesuffix(".yaml"),
         }
-        answer = httpx.post(f"{self.url}/api/requests", json=body, timeout=120)
+        for _ in range(5):
+            try:
+                answer = httpx.post(f"{self.url}/api/requests", json=body, timeout=60)
+                break
+            except httpx.TransportError:
+                time.sleep(1)  # its answer may be lost: the key makes the next try the same request
         answer.raise_for_status()
         self.submitted.append(str(answer.json()["id"]))
         return self.submitted[-1]
 
     def keep_submitting(self) -> None:
         """A request every few seconds, until `stop`, a few at a time: what a team's users do."""
-        while not self.stop.wait(REQUEST_EVERY_S):
-            if sum(self.open(each) for each in self.submitted[-AT_ONCE * 2 :]) < AT_ONCE:
-                self.submit("style.yaml")
+        try:
+            while not self.stop.wait(REQUEST_EVERY_S):
+                if sum(self.open(each) for each in self.submitted[-AT_ONCE * 2 :]) < AT_ONCE:
+                    self.submit("style.yaml")
+        except Exception as error:  # noqa: BLE001  told by `play`: requests that stop coming in are no demo
+            self.trouble = error
 
     def open(self, request: str) -> bool:
         """Whether a request still has no result."""
@@ -227,11 +268,18 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where it works; kept between runs.")] = REPO / ".demo",
     report: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("demo-report.json"),
     down: Annotated[bool, typer.Option("--down", help="Stop the platform at the end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do.")] = False,
+    yes: YesOption = False,
 ) -> int:
     """Train, promote a good trainer, roll a broken one back: on this machine, while requests keep coming."""
     if not (EXAMPLES / "demo" / "good.patch").is_file():
         raise ConfigError("the demo needs the project's checkout.", "Clone it and run `make demo` there.")
     run = Demo(folder.absolute())
+    if dry_run:
+        print(
+            f"would stop an earlier demo in {run.base}, bring a platform up there, train, and roll two trainers out"
+        )
+        return 0
     run.make_inputs()
     if run.cli("up") != 0:
         return 1
@@ -264,14 +312,14 @@ def play(run: Demo) -> dict[str, Any]:
         ("broken", "a new trainer that breaks half of its attempts: it should be rolled back"),
     ):
         run.say(story)
-        code = run.cli("deploy", "--canary", "--source", str(run.source(name)), "--dirty", "--wait", "--yes")
-        shown = run.api("/api/rollouts")["items"][0]
-        full = run.api(f"/api/rollouts/{shown['id']}")
+        code, full = run.deploy(name)
         keys = ("id", "release", "phase", "first_failure_to_rollback_s", "deciding_sample_to_rollback_s")
         rollouts.append({key: full.get(key) for key in keys})
         run.say(f"{name}: {full['phase']} (exit code {code})")
     run.stop.set()
     users.join()
+    if run.trouble is not None:
+        raise LoraOpsError(f"requests stopped coming in: {run.trouble}", "See serve's log.") from run.trouble
     requests = run.settle()
     run.say(f"asking the language model: {QUESTION}")
     return {
@@ -307,14 +355,14 @@ def table(run: Demo, document: dict[str, Any], report: Path, down: bool) -> list
         ("good trainer", f"{ok['phase']}: {str(ok['release'])[:19]}"),
         ("broken trainer", f"{bad['phase']}: {str(bad['release'])[:19]}"),
     ]
-    if first is not None:
+    if first is not None and rollback is not None:
         rows.append(("", f"{first:.0f} s after its first failure, {rollback:.1f} s after the deciding one"))
     rows += [
         ("language model", model["question"]),
         ("  before", model["before"].strip()[:90]),
         ("  after", model["after"].strip()[:90]),
         ("time", f"{document['seconds']:.0f} s"),
-        ("report", str(report.absolute())),
+        ("report", str(report)),
     ]
     if not down:
         rows += [

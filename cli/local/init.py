@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.local.platform import YesOption
 from lora_ops.errors import ConflictError
 
 TEMPLATE = """\
@@ -43,6 +44,7 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it instead.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Write lora-ops.yaml: two clouds on this machine, a careful rollout, a comment on every key."""
     import os

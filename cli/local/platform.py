@@ -78,10 +78,14 @@ SpecOption = Annotated[
 ]
 
 
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (nothing is asked here).")]
+
+
 def up(
     spec: SpecOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Start Prefect's server, a worker a pool, and serve. Run it again to heal."""
     from cli.session import print_json
@@ -110,6 +114,7 @@ def down(
     spec: SpecOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be stopped.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Stop what `up` started. Nothing is lost: `up` goes on where it was."""
     from cli.session import print_json

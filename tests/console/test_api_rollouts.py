@@ -152,12 +152,16 @@ def test_the_durations_of_a_rollback(world_on_disk: Any) -> None:
     world = world_on_disk
     name = world.rollout()
     first, second = world.canary(name, "trainer_error"), world.canary(name, "out_of_memory")
+    deciding = world.canary(name, "trainer_error")
+    world.look(name, 0)
+    after_the_look = world.canary(name, "trainer_error")
     others = world.canary(name), world.canary(name, "user_error")
     stable = world.request(rollout=name)
     world.sample(stable, cause="trainer_error")
     world.record(name, "rolled-back", reason="error_rate failed")
     straggler = world.canary(name, "trainer_error")
-    times = {first: 1000.0, second: 1009.0, straggler: 1020.0, others[0]: 990.0, others[1]: 1010.0}
+    times = {first: 1000.0, second: 1005.0, deciding: 1009.0, after_the_look: 1010.2, straggler: 1020.0}
+    times |= {others[0]: 990.0, others[1]: 1010.0}
     _set_time(world, keys.sample(name, "east", "stable", stable, 1), 980.0)
     for request, time in times.items():
         _set_time(world, keys.sample(name, "east", "canary", request, 1), time)
