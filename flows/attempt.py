@@ -12,8 +12,10 @@ import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import yaml
@@ -36,6 +38,7 @@ from tasks.source_tree import digest_of_running
 POLL_S = 0.2
 BEAT_S = 2.0
 GRACE_S = 20.0
+SILENT_S = 6 * 3600  # a bound on hanging, not a judgement of slowness: caching a large dataset takes hours
 
 
 class Outcome(Exception):
@@ -64,7 +67,7 @@ class Attempt:
         self.executor = secrets.token_hex(8)
         self.facts = Facts()
         self.horizon = 0
-        self.started = time.monotonic()
+        self.started = self.heard = time.monotonic()
         self.parent = os.getppid()
         self.sampled = False
         self.folder = home.scratch(self.home) / f"{request}-{n}"
@@ -77,7 +80,8 @@ class Attempt:
         self.check_code(record)
         self.admit(record, order)
         try:
-            return await self.train(record, order)
+            with self.pulse():
+                return await self.train(record, order)
         except (Outcome, StoreUnavailable):
             raise
         except Exception as error:  # the release's own code: told at once, not left to a deadline
@@ -86,6 +90,8 @@ class Attempt:
             self.sample(record, cause=cause, message=message, order=order)
             self.end("attempt-lost" if cause == "store_away" else "attempt-failed", cause, message)
             raise Outcome("Failed", message) from error
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def train(self, record: Record, order: Order) -> str:
         """Prepare, run the trainer, publish. A checkpoint that this release cannot take is done without."""
@@ -114,6 +120,12 @@ class Attempt:
         )
         try:
             code = await self.follow(child, record, order)
+        except Exception as error:
+            if isinstance(error, (Outcome, StoreUnavailable)):
+                self.interrupted(child, record, order, error)
+            else:
+                child.stop(GRACE_S)  # the release's own code broke: `run` tells it
+            raise
         except BaseException as interruption:
             self.interrupted(child, record, order, interruption)
             raise
@@ -223,6 +235,10 @@ class Attempt:
                 self.take(event, record, order)
             if code is not None:
                 return code
+            if time.monotonic() - self.heard > SILENT_S:
+                child.stop(GRACE_S)
+                self.facts.failure = {"cause": "stuck", "message": f"It said nothing for {SILENT_S} s."}
+                return 1
             if time.monotonic() >= beat_at:
                 self.beat(child)
                 self.still_wanted()
@@ -231,6 +247,7 @@ class Attempt:
 
     def take(self, event: dict[str, Any], record: Record, order: Order) -> None:
         facts = self.facts
+        self.heard = time.monotonic()
         match event.get("event"):
             case "start":
                 self.check_child(event.get("package"))
@@ -251,13 +268,35 @@ class Attempt:
         if path.is_dir():
             upload_folder(self.store, f"{keys.checkpoints(self.request, self.n)}/{path.name}", path)
 
-    def beat(self, child: TrainerChild) -> None:
+    @contextmanager
+    def pulse(self) -> Iterator[None]:
+        """Heartbeats from a thread, so that a long download or upload is not taken for a death."""
+        over = Event()
+
+        def go_on() -> None:
+            while not over.wait(5 * BEAT_S):
+                with suppress(StoreError):
+                    self.heartbeat()
+
+        thread = Thread(target=go_on, name="pulse", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def heartbeat(self) -> None:
         document = {
             "schema_version": SCHEMA_VERSION,
             "executor": self.executor,
             **self.facts.for_heartbeat(),
         }
         self.store.put(keys.heartbeat(self.request, self.n), _bytes(document))
+
+    def beat(self, child: TrainerChild) -> None:
+        """The heartbeat, and what the trainer printed."""
+        self.heartbeat()
         self.store.put(keys.log(self.request, self.n), child.log_tail())
 
     def still_wanted(self) -> None:
@@ -300,7 +339,6 @@ class Attempt:
             "result",
             {"state": "succeeded", "attempt": self.n, "files": files, "message": f"artifacts at {prefix}"},
         )
-        shutil.rmtree(self.folder, ignore_errors=True)
         return "succeeded"
 
     def fail(self, record: Record, order: Order, child: TrainerChild, code: int) -> str:

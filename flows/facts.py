@@ -7,7 +7,13 @@ from typing import Any
 
 EXIT_USER = 3
 EXIT_KILLED = -9
-CAUSES = {"user": "user_error", "oom": "out_of_memory", "trainer": "trainer_error", "resumable": "evicted"}
+CAUSES = {
+    "user": "user_error",
+    "oom": "out_of_memory",
+    "trainer": "trainer_error",
+    "resumable": "evicted",
+    "stuck": "no_heartbeat",
+}
 
 
 @dataclass(slots=True)

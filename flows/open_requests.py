@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -399,6 +400,8 @@ class OpenRequests:
         self.store.delete(keys.open_marker(request.id))
         self.platform.forget_request(request.id)
         for attempt in request.attempts:
+            left = home.scratch(self.home) / run_key(request.id, attempt.n)
+            shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed here
             key = (request.id, attempt.n)
             self._since.pop(key, None)
             self._workers.pop(key, None)

@@ -22,7 +22,7 @@ from flows.probes import Prober, probe_key
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import LoraOpsError, NotFoundError, ObjectExists, Refused, StoreUnavailable
 from lora_ops.state import AppState, Finished, Phase, Rollout
-from lora_ops.steps import Do, Next, next_step
+from lora_ops.steps import Do, Next, Sight, next_step
 from tasks import home
 from tasks.bundle import build_bundle, ensure_unpacked, publish
 from tasks.prefect_api import PrefectApi
@@ -191,7 +191,7 @@ class Lead:
             if upcoming.do is not Do.LOOK:
                 return upcoming
             if rollout.phase is Phase.CANARYING:
-                await asyncio.to_thread(self.prober.keep, rollout, sight.decided)
+                await self.probe(rollout, sight)
             elif rollout.phase is Phase.AWAITING_APPROVAL and rollout.wave not in self.asked:
                 await asyncio.to_thread(self.offer_form, rollout, sight.summary)
             await asyncio.sleep(rollout.policy.look_every_s)
@@ -219,6 +219,15 @@ class Lead:
         if self.looker.unshown:
             self.shows = {each for each in self.shows if not each.done()}
             self.shows.add(asyncio.create_task(self.looker.show()))
+
+    async def probe(self, rollout: Rollout, sight: Sight) -> None:
+        """Keep probes under way; what cannot be submitted is said, and the deadline decides."""
+        try:
+            await asyncio.to_thread(self.prober.keep, rollout, sight.decided)
+        except (Refused, StoreUnavailable):
+            raise
+        except LoraOpsError as error:
+            get_run_logger().error("no probe: %s %s", error.message, error.hint)
 
     async def promote(self, upcoming: Next) -> None:
         """The pointer first; what it does is verified by the reconciler through the normal router."""

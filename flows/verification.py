@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from flows.probes import submit_verification
-from lora_ops.errors import LoraOpsError
+from lora_ops.errors import LoraOpsError, StoreUnavailable
 from lora_ops.state import AppState, Finished, Phase
 from tasks.platform import Platform
 
@@ -68,7 +68,13 @@ class Verification:
         known = state.clouds.get(cloud)
         if known is None or (said is not None and f"{rollout_id}/{cloud}" in self._hopeless):
             return
-        probe = submit_verification(self.platform, rollout_id, cloud, turn)
+        try:
+            probe = submit_verification(self.platform, rollout_id, cloud, turn)
+        except StoreUnavailable:
+            raise
+        except LoraOpsError as error:
+            self._unverified(rollout_id, turn, cloud, f"its probe cannot be submitted: {error.message}", said)
+            return
         if probe is None:
             self._unverified(rollout_id, turn, cloud, "the spec has no probe config to verify with", said)
             return

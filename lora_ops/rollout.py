@@ -81,6 +81,10 @@ def _cloud_set(state: AppState, data: Data, seq: int) -> AppState:
     else:
         if not data.get("stable"):
             raise Refused(f"cloud `{name}` is new and names no stable release.", "Run `lora-ops init` first.")
+        if state.rollout is not None and data["stable"] == state.rollout.release:
+            raise Refused(
+                f"cloud `{name}` cannot begin with a release that is on trial.", "Name its stable one."
+            )
         cloud = CloudState(name=name, stable=data["stable"], **changes)
     return state.model_copy(update={"clouds": {**state.clouds, name: cloud}})
 

@@ -135,11 +135,17 @@ class Platform:
 
     def looks(self, rollout_id: str) -> list[SeenLook]:
         """Every look of the rollout, oldest first."""
-        evidence = self._of(rollout_id)
-        for key, data, time in self._unread(keys.looks(rollout_id), evidence.looks):
+        found = [self._look(rollout_id, meta.key) for meta in self.store.list(keys.looks(rollout_id))]
+        return sorted(found, key=lambda seen: seen.n)
+
+    def _look(self, rollout_id: str, key: str) -> SeenLook:
+        known = self._of(rollout_id).looks
+        if key not in known:
+            found = self.store.get(key)
             number = int(key.rpartition("/")[2].removesuffix(".json"))
-            evidence.looks[key] = SeenLook(number, time, Look.model_validate(_json(key, data)["look"]))
-        return sorted(evidence.looks.values(), key=lambda seen: seen.n)
+            look = Look.model_validate(_json(key, found.data)["look"])
+            known[key] = SeenLook(number, found.last_modified, look)
+        return known[key]
 
     def attempts(self, rollout_id: str) -> tuple[list[Start], list[Sample]]:
         """Every start and sample of the rollout that the store holds now."""
@@ -168,8 +174,17 @@ class Platform:
         """When the active step's lease ends (seconds since the epoch); None when there is none."""
         if rollout.step_seq is None or not rollout.phase.exposes:
             return None
-        good = [seen.time for seen in self.looks(rollout.id) if seen.look.good_for_lease]
+        newest = self._newest_good_look(rollout.id)
+        good = [newest.time] if newest is not None else []
         return lease_until(self.time_of(rollout.step_seq), good, rollout.policy.lease_s)
+
+    def _newest_good_look(self, rollout_id: str) -> SeenLook | None:
+        """Newest first: a rollout that waits for days has thousands of looks, and one decides."""
+        for meta in reversed(self.store.list(keys.looks(rollout_id))):
+            seen = self._look(rollout_id, meta.key)
+            if seen.look.good_for_lease:
+                return seen
+        return None
 
     def fleet(self, state: AppState, healthy: Mapping[str, bool] | None = None) -> Fleet:
         """The fleet for routing. A process whose clock cannot be measured sees no lease: stable only."""

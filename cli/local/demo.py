@@ -276,9 +276,7 @@ def demo(
         raise ConfigError("the demo needs the project's checkout.", "Clone it and run `make demo` there.")
     run = Demo(folder.absolute())
     if dry_run:
-        print(
-            f"would stop an earlier demo in {run.base}, bring a platform up there, train, and roll two trainers out"
-        )
+        print(f"would stop an earlier demo in {run.base}, start a platform there, train, roll out twice")
         return 0
     run.make_inputs()
     if run.cli("up") != 0:

@@ -182,7 +182,10 @@ def bootstrap(platform: object, local: Local, say: Callable[[str], None]) -> Non
 
     assert isinstance(platform, Platform)
     state = platform.state()
-    stable = next((cloud.stable for cloud in state.clouds.values()), None)
+    trial = state.rollout.clouds if state.rollout is not None else {}
+    stable = next(
+        (trial[name].before if name in trial else cloud.stable for name, cloud in state.clouds.items()), None
+    )
     for name, cloud in local.spec.clouds.items():
         known = state.clouds.get(name)
         wanted = {"name": name, "kind": cloud.kind, "size": cloud.size, "share": cloud.share}
