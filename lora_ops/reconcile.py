@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lora_ops.request import AttemptState, RequestState, ResultState
+from lora_ops.gates.samples import COUNTED
+from lora_ops.request import Attempt, AttemptState, RequestState, ResultState
 from lora_ops.state import Track
 
 ABANDON_AFTER_S = 60.0
@@ -138,9 +139,7 @@ def _between(request: RequestState) -> Action:
     if order.probe is not None:
         state = ResultState.CANCELLED if last.state is AttemptState.SUPERSEDED else ResultState.FAILED
         return Finish(state, last.cause, last.message)
-    failures = sum(
-        not each.on_trial and each.state in (AttemptState.FAILED, AttemptState.LOST) for each in attempts
-    )
+    failures = sum(not each.on_trial and _counts_against_it(each) for each in attempts)
     if failures >= order.max_attempts or len(attempts) >= MOST_ATTEMPTS:
         return Finish(
             ResultState.FAILED, last.cause, f"{len(attempts)} attempts failed; the last: {last.message}"
@@ -149,6 +148,13 @@ def _between(request: RequestState) -> Action:
         each.cloud for each in attempts[-2:] if each.state is AttemptState.LOST or each.cause == "no_capacity"
     }
     return StartAttempt(avoid=frozenset(avoid))
+
+
+def _counts_against_it(attempt: Attempt) -> bool:
+    """A failure of the training; what the platform lost costs no try (MOST_ATTEMPTS bounds it)."""
+    if attempt.state is AttemptState.FAILED:
+        return True
+    return attempt.state is AttemptState.LOST and attempt.cause in COUNTED
 
 
 def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
