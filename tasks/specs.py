@@ -34,7 +34,7 @@ def load_spec(path: Path) -> PlatformSpec:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
     spec = parse_spec(text, str(path))
-    base = path.parent
+    base = path.absolute().parent
     changes: dict[str, object] = {"store": _absolute_store(spec.store, base)}
     probes = spec.rollout.probes
     if probes is not None:

@@ -217,7 +217,7 @@ def test_errors_name_what_is_wrong(repo: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no revision `better-trianer`") as caught:
         build_bundle(repo, "better-trianer")
     assert "better-trainer" in caught.value.hint
-    for revision in ("", "--output=/tmp/x", "HEAD:flows"):
+    for revision in ("", "--output=/nowhere/x", "HEAD:flows"):
         with pytest.raises(BundleError, match="no revision"):
             build_bundle(repo, revision)
     with pytest.raises(BundleError, match="no folder"):
@@ -432,7 +432,7 @@ def evil_tar(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> byte
     [
         evil_tar("../evil.py"),
         evil_tar("flows/../../evil.py"),
-        evil_tar("/tmp/evil.py"),
+        evil_tar("/nowhere/evil.py"),
         evil_tar("other/evil.py"),
         evil_tar("flows"),
         evil_tar("flows/"),
