@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lora_ops.errors import NotFoundError, Refused
-from lora_ops.rollout import KEEP_FINISHED, apply, replay
+from lora_ops.rollout import apply, replay
+from lora_ops.rollout_events import KEEP_FINISHED
 from lora_ops.state import AppState, Phase
 from lora_ops.steps import Sight
 from tests.lora_ops import worlds

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops.errors import NotFoundError, Refused
-from lora_ops.rollout import KEEP_FINISHED, apply
+from lora_ops.rollout import apply
+from lora_ops.rollout_events import KEEP_FINISHED
 from lora_ops.state import AppState, CloudState, Phase
 from tests.lora_ops import worlds
 from tests.lora_ops.worlds import (
