@@ -33,17 +33,18 @@ class Looker:
 
     def look(self, rollout: Rollout) -> Sight:
         """Judge now; write the look when the counts changed or half of the lease is gone."""
+        gathered = self.platform.clock.now().earliest  # before the first fact is read
         look = judge_now(self.platform, rollout)
         if look is None:
             return self.sight(rollout)
         newest = self._newest()
         changed = newest is None or newest.look.results != look.results
-        now = self.platform.clock.now().latest
-        age = now - newest.time if newest is not None else rollout.policy.lease_s
+        since = self.platform.renews_from(rollout, newest) if newest is not None else None
+        age = self.platform.clock.now().latest - since if since is not None else rollout.policy.lease_s
         if newest is not None:
             self.newest = newest.n
         if due(age, rollout.policy.lease_s, changed):
-            self._write(rollout, look)
+            self._write(rollout, look, gathered)
         return self._sight(rollout, look)
 
     def sight(self, rollout: Rollout) -> Sight:
@@ -76,10 +77,11 @@ class Looker:
         looks = self.platform.looks(self.id)
         return looks[-1] if looks else None
 
-    def _write(self, rollout: Rollout, look: Look) -> None:
+    def _write(self, rollout: Rollout, look: Look, gathered: float) -> None:
         document = {
             "schema_version": SCHEMA_VERSION,
             "epoch": self.epoch,
+            "gathered_at": gathered,
             "phase": rollout.phase.value,
             "wave": rollout.wave,
             "step": rollout.step,

@@ -1,7 +1,8 @@
 """Leases: how long a canary may receive requests, on the store's clock (seconds since the epoch).
 
 A lease begins with the step and is renewed only by a look that was not `fail` and whose providers
-all answered. With nobody renewing it, it runs out, and the canary gets nothing any more.
+all answered, from the moment when the look's evidence was gathered. With nobody renewing it, it runs out,
+and the canary gets nothing any more.
 """
 
 from __future__ import annotations
@@ -16,8 +17,21 @@ def lease_until(step_began: float, good_looks: Iterable[float], lease_s: float) 
     return max([step_began, *good_looks]) + lease_s
 
 
+def renews_from(
+    look_epoch: int, written: float, gathered: float | None, epoch: int, epoch_began: float | None
+) -> float | None:
+    """From when a look renews the lease: from when its evidence was gathered, however late it was written.
+
+    None for a look that is fenced: a flow of an older epoch wrote it when `epoch` had begun already (in
+    doubt, too: the store's clock may tick in whole seconds). `gathered`: None in looks of old.
+    """
+    if look_epoch < epoch and (epoch_began is None or written >= epoch_began):
+        return None
+    return written if gathered is None else min(written, gathered)
+
+
 def may_start(latest_now: float, until: float | None) -> bool:
-    """Whether a canary attempt may start: the pessimistic end of `now` lies before the lease's end."""
+    """Whether an attempt of the canary may start: the pessimistic end of `now` lies before the lease's end."""
     return until is not None and latest_now < until
 
 

@@ -93,12 +93,21 @@ def _approval_requested(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.CANARYING)
     need(not rollout.paused, "the rollout is paused")
     need(rollout.step == rollout.last_step, "the wave has not finished its plan")
+    need(data.get("wave", rollout.wave) == rollout.wave, "another wave is active")
     return _with(state, rollout, phase=Phase.AWAITING_APPROVAL, phase_seq=seq)
 
 
 @rule("approved")
 def _approved(state: AppState, data: Data, seq: int) -> AppState:
+    """A person's word on one wave, `data["wave"]` (events of old have none). It outlives the flow that
+    asked for it, so it carries no epoch."""
     rollout = _active(state, data, Phase.AWAITING_APPROVAL)
+    meant = data.get("wave", rollout.wave)
+    if meant != rollout.wave:
+        raise Refused(
+            f"this approves wave {meant + 1}, but wave {rollout.wave + 1} of {rollout.id} awaits approval.",
+            f"Look at it, then `lora-ops rollout approve {rollout.id} --wave {rollout.wave + 1}`.",
+        )
     if data.get("via") == "prefect-ui" and not rollout.policy.accept_unverified_approval:
         raise Refused(
             "an approval through Prefect's form names nobody that we can verify.",
@@ -187,7 +196,7 @@ def _resumed(state: AppState, data: Data, seq: int) -> AppState:
 def _flow_restarted(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, *[phase for phase in Phase if not phase.final])
     need(rollout.epoch < rollout.policy.max_restarts, "its flow was restarted often enough")
-    return _with(state, rollout, epoch=rollout.epoch + 1)
+    return _with(state, rollout, epoch=rollout.epoch + 1, epoch_seq=seq)
 
 
 @rule("verified")

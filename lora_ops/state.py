@@ -138,7 +138,8 @@ class CloudRollout(Model):
 
 
 class Rollout(Model):
-    """The active rollout. `*_seq` name the journal entry whose time is the time of that event."""
+    """The active rollout. `*_seq` name the journal entry whose time is the time of that event; those of
+    an epoch (from its second on), a step and a resumption are None before there was one."""
 
     id: str
     source: Source
@@ -152,6 +153,7 @@ class Rollout(Model):
     step: int = 0
     clouds: dict[str, CloudRollout]
     epoch: int = 0
+    epoch_seq: int | None = None
     paused: bool = False
     approved: bool = False
     forced: bool = False

@@ -18,7 +18,7 @@ from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import JournalError, ObjectMissing
 from lora_ops.gates.samples import Sample, Start, read_sample, read_start
 from lora_ops.gates.verdict import Look
-from lora_ops.lease import lease_until
+from lora_ops.lease import lease_until, renews_from
 from lora_ops.request import RequestState, apply_request
 from lora_ops.rollout import apply
 from lora_ops.routing import Fleet
@@ -30,9 +30,14 @@ from tasks.store.base import Store
 
 @dataclass(frozen=True, slots=True)
 class SeenLook:
+    """A look as the store holds it. `time`: when it was written, `gathered`: when its evidence was read
+    (None in looks of old), on the store's clock. `epoch`: of the flow that wrote it."""
+
     n: int
     time: float
     look: Look
+    epoch: int = 0
+    gathered: float | None = None
 
 
 @dataclass(slots=True)
@@ -143,8 +148,10 @@ class Platform:
         if key not in known:
             found = self.store.get(key)
             number = int(key.rpartition("/")[2].removesuffix(".json"))
-            look = Look.model_validate(_json(key, found.data)["look"])
-            known[key] = SeenLook(number, found.last_modified, look)
+            document = _json(key, found.data)
+            look = Look.model_validate(document["look"])
+            epoch, gathered = document.get("epoch", 0), document.get("gathered_at")
+            known[key] = SeenLook(number, found.last_modified, look, epoch, gathered)
         return known[key]
 
     def attempts(self, rollout_id: str) -> tuple[list[Start], list[Sample]]:
@@ -174,17 +181,29 @@ class Platform:
         """When the active step's lease ends (seconds since the epoch); None when there is none."""
         if rollout.step_seq is None or not rollout.phase.exposes:
             return None
-        newest = self._newest_good_look(rollout.id)
-        good = [newest.time] if newest is not None else []
+        renewed = self._renewed_from(rollout)
+        good = [renewed] if renewed is not None else []
         return lease_until(self.time_of(rollout.step_seq), good, rollout.policy.lease_s)
 
-    def _newest_good_look(self, rollout_id: str) -> SeenLook | None:
-        """Newest first: a rollout that waits for days has thousands of looks, and one decides."""
-        for meta in reversed(self.store.list(keys.looks(rollout_id))):
-            seen = self._look(rollout_id, meta.key)
-            if seen.look.good_for_lease:
-                return seen
-        return None
+    def renews_from(self, rollout: Rollout, seen: SeenLook) -> float | None:
+        """From when a look renews the lease if it is good for it; None when a newer epoch fences it."""
+        began = self.time_of(rollout.epoch_seq) if rollout.epoch_seq is not None else None
+        return renews_from(seen.epoch, seen.time, seen.gathered, rollout.epoch, began)
+
+    def _renewed_from(self, rollout: Rollout) -> float | None:
+        """When the newest evidence was gathered that renews the lease.
+
+        Newest look first: a rollout that waits for days has thousands of them, and the first few decide.
+        """
+        newest: float | None = None
+        for meta in reversed(self.store.list(keys.looks(rollout.id))):
+            if newest is not None and meta.last_modified <= newest:
+                break  # nothing written before can have been gathered after
+            seen = self._look(rollout.id, meta.key)
+            since = self.renews_from(rollout, seen) if seen.look.good_for_lease else None
+            if since is not None:
+                newest = max(since, newest if newest is not None else since)
+        return newest
 
     def fleet(self, state: AppState, healthy: Mapping[str, bool] | None = None) -> Fleet:
         """The fleet for routing. A process whose clock cannot be measured sees no lease: stable only."""

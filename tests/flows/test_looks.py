@@ -111,6 +111,45 @@ def test_looks_renew_the_lease_until_one_fails(world: World) -> None:
     assert not may_start(renewed, renewed)
 
 
+def test_a_look_of_a_flow_that_was_given_up_renews_nothing(world: World) -> None:
+    """It was suspended between judging and writing, and another epoch took over."""
+    rollout = world.rollout(lease_s=60.0)
+    old = Looker(world.platform, rollout.id, 0)
+    old.look(rollout)
+    found = judge_now(world.platform, rollout)
+    assert found is not None
+    world.record("flow-restarted")
+    restarted = world.active
+    before = world.platform.lease_until(restarted)
+    assert before == world.platform.lease_until(rollout), "what it saw while it led still counts"
+    old._write(rollout, found, world.platform.clock.now().earliest)
+    assert world.platform.lease_until(restarted) == before
+    assert len(world.platform.looks(rollout.id)) == 2
+    new = Looker(world.platform, rollout.id, 1)
+    new.look(restarted)  # the newest look says nothing for the lease: one of its own is due
+    assert new.newest == 2
+    renewed = world.platform.lease_until(restarted)
+    assert renewed is not None
+    assert before is not None
+    assert renewed > before
+
+
+def test_a_look_counts_from_when_its_evidence_was_gathered(world: World) -> None:
+    rollout = world.rollout(lease_s=60.0)
+    first = Looker(world.platform, rollout.id, 0)
+    _later(world.platform, 20.0)
+    first.look(rollout)
+    written = world.platform.looks(rollout.id)[-1]
+    assert world.platform.lease_until(rollout) == written.time + 60.0, "never from after its writing"
+    _later(world.platform, -40.0)  # as if 20 s went by between the judging and the writing
+    _sample(world, 1)
+    first.look(rollout)
+    suspended = world.platform.looks(rollout.id)[-1]
+    assert suspended.gathered is not None
+    assert suspended.gathered < suspended.time - 15.0
+    assert world.platform.lease_until(rollout) == written.time + 60.0
+
+
 def test_another_process_goes_on_where_the_first_was_killed(world: World) -> None:
     """It neither writes the same counts again nor reuses a number; two at once agree."""
     rollout = world.rollout(lease_s=60.0)
@@ -124,7 +163,7 @@ def test_another_process_goes_on_where_the_first_was_killed(world: World) -> Non
     found = judge_now(second, rollout)
     assert found is not None
     first.look(rollout)
-    looker._write(rollout, found)  # decided before it saw the other's
+    looker._write(rollout, found, second.clock.now().earliest)  # decided before it saw the other's
     assert [seen.n for seen in world.platform.looks(rollout.id)] == [0, 1, 2]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lora_ops.lease import canary_open, due, lease_until, may_start, needs_lease
+from lora_ops.lease import canary_open, due, lease_until, may_start, needs_lease, renews_from
 from lora_ops.state import Phase, Rollout
 from tests.lora_ops.worlds import NEW, OLD, drive, platform, policy, started, step
 
@@ -78,6 +78,23 @@ def test_a_look_only_ever_prolongs_a_lease(
     after = lease_until(began, [*looks, look], lease_s)
     assert after == max(before, look + lease_s)
     assert before >= began + lease_s
+
+
+@given(times, times, times, st.floats(5, 3600), st.integers(0, 2), st.integers(0, 2))
+def test_a_lease_outlives_its_evidence_by_no_more_than_its_length(
+    gathered: float, suspended_s: float, began: float, lease_s: float, epoch: int, of: int
+) -> None:
+    """However long a flow is suspended between judging and writing, and whoever has taken over since."""
+    since = renews_from(of, gathered + suspended_s, gathered, epoch, began)
+    assert since is None or lease_until(0.0, [since], lease_s) == gathered + lease_s
+    assert (since is None) == (of < epoch and gathered + suspended_s >= began)
+
+
+def test_a_look_of_old_counts_from_its_writing_and_an_epoch_that_began_unseen_fences_all() -> None:
+    assert renews_from(0, 50.0, None, 0, None) == 50.0
+    assert renews_from(0, 50.0, 60.0, 0, None) == 50.0
+    assert renews_from(0, 50.0, 40.0, 1, None) is None
+    assert renews_from(1, 50.0, 40.0, 1, 30.0) == 40.0
 
 
 @pytest.mark.parametrize(
