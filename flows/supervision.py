@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ from lora_ops.errors import (
     Refused,
     UnreachableError,
 )
+from lora_ops.leading import Care, FlowSight, care
 from lora_ops.reconcile import Run
 from lora_ops.state import AppState, Queued, Rollout
 from tasks.platform import Platform
@@ -23,8 +25,6 @@ from tasks.prefect_api import PrefectApi, SeenRun
 log = logging.getLogger("lora_ops.reconciler")
 
 DEPLOY_DEPLOYMENT = "deploy/control"
-SILENT_S = 30.0  # a flow beats every 5 s
-START_S = 120.0
 
 
 class Supervision:
@@ -34,7 +34,7 @@ class Supervision:
         self.platform = platform
         self.prefect = prefect
         self._run: tuple[str, int, str] | None = None
-        self._since: tuple[str, int, float] | None = None
+        self._since: tuple[str, Run, float] | None = None
 
     def tick(self) -> None:
         state = self.platform.state()
@@ -46,45 +46,40 @@ class Supervision:
     # --- its flow ---
 
     def keep_led(self, rollout: Rollout) -> None:
-        """Create the epoch's flow run (idempotent), or end the epoch when its flow is dead."""
-        led_for = self._led_for(rollout)
-        silent = self._silence(rollout)
-        if silent is not None and silent > rollout.policy.abandon_after_s:
-            self.give_up(rollout, f"its flow was silent for {silent:.0f} s")
-            return
+        """Create the epoch's flow run (idempotent), start a dead flow again, or end what nobody can lead."""
+        seen: SeenRun | None = None
+        away: LoraOpsError | None = None
         try:
             seen = self._seen_run(rollout)
-        except UnreachableError:
-            if silent is None and led_for > rollout.policy.abandon_after_s:
-                self.give_up(rollout, "Prefect was away, so no flow could lead it")
-            raise
-        dead = seen is not None and seen.run in (Run.ENDED, Run.CANCELLED)
-        if seen is not None and seen.run is Run.RUNNING:
-            dead = led_for > SILENT_S and (silent is None or silent > SILENT_S)
-        if seen is not None and seen.run is Run.PENDING:
-            dead = led_for > START_S
-        if dead and seen is not None and self._still(rollout):
-            self.restart(rollout, f"its flow run is {seen.name}")
-            with suppress(UnreachableError):
-                self.prefect.cancel(seen.id)  # its worker may have died with it: nobody else would end it
+        except (UnreachableError, NotFoundError) as error:
+            away = error
+        what, why = care(rollout, self._sight(rollout, seen))
+        if what is not Care.LEAVE and self._still(rollout):
+            if what is Care.RESTART:
+                self.restart(rollout, why)
+            else:
+                self.give_up(rollout, why)
+            if seen is not None:
+                with suppress(UnreachableError):
+                    self.prefect.cancel(seen.id)  # its worker may have died with it: nobody else would end it
+        if away is not None:
+            raise away
 
     def restart(self, rollout: Rollout, why: str) -> None:
-        data = {"rollout": rollout.id, "epoch": rollout.epoch}
-        try:
-            self.platform.record("flow-restarted", data, reason=why)
+        with suppress(Refused):  # another reconciler was faster, or the rollout is over
+            self.platform.record(
+                "flow-restarted", {"rollout": rollout.id, "epoch": rollout.epoch}, reason=why
+            )
             log.warning("rollout %s: %s; its flow is started again", rollout.id, why)
-        except Refused:
-            if rollout.epoch >= rollout.policy.max_restarts:
-                self.give_up(rollout, f"{why}, and it was restarted {rollout.epoch} times")
 
     def give_up(self, rollout: Rollout, why: str) -> None:
         """Without a flow nobody looks any more: the reconciler rolls back by itself, without Prefect."""
         reason = f"abandoned: {why}"
         kind = "rolled-back" if rollout.phase.exposes else "failed"
-        self.platform.record(
-            kind, {"rollout": rollout.id, "epoch": rollout.epoch, "reason": reason}, reason=reason
-        )
-        log.error("rollout %s: %s: %s", rollout.id, kind, reason)
+        data = {"rollout": rollout.id, "epoch": rollout.epoch, "reason": reason}
+        with suppress(Refused):
+            self.platform.record(kind, data, reason=reason)
+            log.error("rollout %s: %s: %s", rollout.id, kind, reason)
 
     def start_next(self, state: AppState) -> None:
         entry = state.queue[0]
@@ -127,17 +122,35 @@ class Supervision:
             self._run = None  # a Prefect that lost its database: the next turn creates it anew
         return found
 
-    def _led_for(self, rollout: Rollout) -> float:
-        """How long this process has seen this epoch."""
+    def _sight(self, rollout: Rollout, seen: SeenRun | None) -> FlowSight:
+        now = self.platform.clock.now().earliest
+        started = self.platform.time_of(rollout.started_seq)
+        began = self.platform.time_of(rollout.epoch_seq) if rollout.epoch_seq is not None else started
+        beat = self._beat(rollout)
+        own = beat is not None and beat[0] >= rollout.epoch
+        return FlowSight(
+            unled_s=now - max(started, beat[1] if beat is not None else started),
+            epoch_s=now - began,
+            silent_s=now - beat[1] if beat is not None and own else None,
+            run=seen.run if seen is not None else Run.UNKNOWN,
+            run_for_s=self._seen_for(seen) if seen is not None else 0.0,
+            run_name=seen.name if seen is not None else "",
+        )
+
+    def _seen_for(self, seen: SeenRun) -> float:
+        """How long this process has seen the run in its state."""
         now = time.monotonic()
-        if self._since is None or self._since[:2] != (rollout.id, rollout.epoch):
-            self._since = (rollout.id, rollout.epoch, now)
+        if self._since is None or self._since[:2] != (seen.id, seen.run):
+            self._since = (seen.id, seen.run, now)
         return now - self._since[2]
 
-    def _silence(self, rollout: Rollout) -> float | None:
-        """Seconds since the flow's last beat, on the store's clock; None when it never beat."""
+    def _beat(self, rollout: Rollout) -> tuple[int, float] | None:
+        """(epoch, time on the store's clock) of the newest beat; None when no flow ever beat."""
         try:
-            beat = self.platform.store.head(keys.flow(rollout.id)).last_modified
+            found = self.platform.store.get(keys.flow(rollout.id))
         except ObjectMissing:
             return None
-        return max(0.0, self.platform.clock.now().earliest - beat)
+        try:
+            return int(json.loads(found.data)["epoch"]), found.last_modified
+        except (ValueError, TypeError, KeyError):
+            return 0, found.last_modified

@@ -31,7 +31,7 @@ def renews_from(
 
 
 def may_start(latest_now: float, until: float | None) -> bool:
-    """Whether an attempt of the canary may start: the pessimistic end of `now` lies before the lease's end."""
+    """Whether a canary attempt may start: the pessimistic end of `now` lies before the lease's end."""
     return until is not None and latest_now < until
 
 

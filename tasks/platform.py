@@ -59,6 +59,7 @@ class Platform:
         self.actor = actor
         self.clock = StoreClock(store, f"{actor.split(' ')[0]}-{secrets.token_hex(4)}")
         self._journal = Journal(store, keys.journal(app))
+        self._times: dict[int, float] = {}  # entries never change
         self._requests: dict[str, Journal] = {}
         self._evidence: dict[str, _Evidence] = {}
         self._lock = threading.RLock()
@@ -102,7 +103,9 @@ class Platform:
 
     def time_of(self, seq: int) -> float:
         """When the event was journalled, on the store's clock (seconds since the epoch)."""
-        return self._journal.read(seq).last_modified
+        if seq not in self._times:
+            self._times[seq] = self._journal.read(seq).last_modified
+        return self._times[seq]
 
     # --- requests ---
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import open_requests
+from flows import open_requests, sights
 from flows.open_requests import OpenRequests
 from lora_ops import ids, keys
 from lora_ops.errors import LoraOpsError
@@ -224,6 +224,15 @@ def counting() -> tuple[list[tuple[str, str]], Plan]:
     return calls, plan
 
 
+def later(platform: Platform, seconds: float) -> None:
+    """Let this process's clock stand `seconds` later than the store's objects."""
+    clock = platform.clock
+    clock.now()
+    offset = clock._offset
+    assert offset is not None
+    clock._offset = offset._replace(low=offset.low + seconds, high=offset.high + seconds)
+
+
 def patch(world: World, monkeypatch: Any) -> None:
     """The world's monotonic clock for reconcilers, and bundles that need no unpacking."""
 
@@ -232,5 +241,5 @@ def patch(world: World, monkeypatch: Any) -> None:
         def monotonic() -> float:
             return world.now
 
-    monkeypatch.setattr(open_requests, "time", _Time)
+    monkeypatch.setattr(sights, "time", _Time)
     monkeypatch.setattr(open_requests, "ensure_unpacked", lambda store, digest, cache: cache / digest[7:])

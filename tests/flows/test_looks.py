@@ -16,7 +16,7 @@ from lora_ops.lease import may_start
 from lora_ops.request import Order, Pin
 from lora_ops.state import Track
 from tasks.platform import Platform
-from tests.flows.reconciler_world import NEW, World
+from tests.flows.reconciler_world import NEW, World, later
 
 
 class _Quiet:
@@ -61,15 +61,6 @@ def _sample(world: World, n: int, cause: str | None = None, cloud: str = "east")
     )
 
 
-def _later(platform: Platform, seconds: float) -> None:
-    """Let this process's clock stand `seconds` later than the store's objects."""
-    clock = platform.clock
-    clock.now()
-    offset = clock._offset
-    assert offset is not None
-    clock._offset = offset._replace(low=offset.low + seconds, high=offset.high + seconds)
-
-
 # --- looks ---
 
 
@@ -83,10 +74,10 @@ def test_a_look_is_written_when_counts_change_or_half_the_lease_is_gone(world: W
     for _ in range(3):
         looker.look(rollout)
     assert len(world.platform.looks(rollout.id)) == 2
-    _later(world.platform, 29.0)
+    later(world.platform, 29.0)
     looker.look(rollout)
     assert len(world.platform.looks(rollout.id)) == 2
-    _later(world.platform, 2.0)
+    later(world.platform, 2.0)
     looker.look(rollout)
     assert [seen.n for seen in world.platform.looks(rollout.id)] == [0, 1, 2]
     assert [n for n, _ in looker.unshown] == [0, 1, 2]
@@ -137,11 +128,11 @@ def test_a_look_of_a_flow_that_was_given_up_renews_nothing(world: World) -> None
 def test_a_look_counts_from_when_its_evidence_was_gathered(world: World) -> None:
     rollout = world.rollout(lease_s=60.0)
     first = Looker(world.platform, rollout.id, 0)
-    _later(world.platform, 20.0)
+    later(world.platform, 20.0)
     first.look(rollout)
     written = world.platform.looks(rollout.id)[-1]
     assert world.platform.lease_until(rollout) == written.time + 60.0, "never from after its writing"
-    _later(world.platform, -40.0)  # as if 20 s went by between the judging and the writing
+    later(world.platform, -40.0)  # as if 20 s went by between the judging and the writing
     _sample(world, 1)
     first.look(rollout)
     suspended = world.platform.looks(rollout.id)[-1]

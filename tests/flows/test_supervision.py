@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from flows import supervision
 from flows.supervision import Supervision
 from lora_ops import keys
 from lora_ops.errors import UnreachableError
+from lora_ops.leading import START_S, pause_s
 from lora_ops.reconcile import Run
 from lora_ops.state import Phase
 from tasks.platform import Platform
 from tasks.store.faulty import Fault, FaultyStore, Killed
-from tests.flows.reconciler_world import WRITES, Plan, World, no_fault, nth, patch
+from tests.flows.reconciler_world import WRITES, Plan, World, later, no_fault, nth, patch
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def _supervision(world: World, plan: Plan = no_fault) -> Supervision:
     return Supervision(Platform(FaultyStore(world.store, plan), "loras", "serve"), world.prefect)
 
 
-def _beat(world: World) -> None:
-    world.store.put(keys.flow(world.active.id), b"{}")
+def _beat(world: World, epoch: int = 0) -> None:
+    world.store.put(keys.flow(world.active.id), json.dumps({"epoch": epoch}).encode())
 
 
 def _flow(world: World, epoch: int = 0) -> Any:
@@ -80,12 +82,77 @@ def test_a_dead_flow_is_started_again_under_the_next_epoch(world: World, how: st
     if run.run in (Run.RUNNING, Run.PENDING):
         reconciler.tick()
         assert world.active.epoch == 0  # it may be about to speak
-        world.now += supervision.START_S + 1
+        world.now += START_S + 1
     reconciler.tick()
     assert world.active.epoch == 1
     assert run.run in (Run.ENDED, Run.CANCELLED)  # nothing of it holds on to anything in Prefect
     reconciler.tick()
     assert _flow(world, 1).run is Run.WAITING
+
+
+@pytest.mark.parametrize("run", [Run.PENDING, Run.RUNNING])
+def test_a_run_is_judged_from_when_it_was_taken_not_by_its_wait_for_a_worker(world: World, run: Run) -> None:
+    world.rollout()
+    reconciler = _supervision(world)
+    reconciler.tick()
+    world.now += 3000.0
+    reconciler.tick()
+    _flow(world).run = run
+    reconciler.tick()
+    world.now += 20.0
+    reconciler.tick()
+    assert world.active.epoch == 0
+    world.now += START_S
+    reconciler.tick()
+    assert world.active.epoch == 1
+
+
+def test_a_flow_that_nobody_takes_is_given_up_after_its_time(world: World) -> None:
+    """No worker ever came: the canary must not wait for it for ever."""
+    world.rollout(abandon_after_s=3600.0)
+    reconciler = _supervision(world)
+    reconciler.tick()
+    run = _flow(world)
+    later(reconciler.platform, 3500.0)
+    reconciler.tick()
+    assert world.active.epoch == 0
+    later(reconciler.platform, 101.0)
+    reconciler.tick()
+    assert "nobody led it" in world.platform.state().finished[-1].reason
+    assert run.run is Run.CANCELLED
+
+
+def test_a_flow_that_dies_again_and_again_is_started_again_ever_more_slowly(world: World) -> None:
+    world.rollout()
+    reconciler = _supervision(world)
+    reconciler.tick()
+    for epoch in range(4):
+        for run in world.prefect.by_key.values():
+            run.run = Run.ENDED
+        if epoch:
+            reconciler = _supervision(world)  # a fresh one waits no longer and no less
+            later(reconciler.platform, pause_s(epoch) - 2.0)
+            reconciler.tick()
+            assert world.active.epoch == epoch
+            later(reconciler.platform, 2.0)
+        reconciler.tick()
+        assert world.active.epoch == epoch + 1
+        reconciler.tick()
+
+
+def test_a_beat_of_an_older_epoch_does_not_speak_for_the_new(world: World) -> None:
+    world.rollout()
+    reconciler = _supervision(world)
+    reconciler.tick()
+    world.record("flow-restarted")
+    reconciler.tick()
+    _flow(world, 1).run = Run.RUNNING
+    later(reconciler.platform, 10.0)
+    reconciler.tick()
+    world.now += 31.0
+    _beat(world, epoch=0)
+    reconciler.tick()
+    assert world.active.epoch == 2
 
 
 def test_a_flow_that_beats_is_left_alone(world: World) -> None:
@@ -102,6 +169,7 @@ def test_a_flow_that_beats_is_left_alone(world: World) -> None:
 def test_restarts_are_bounded_and_then_it_is_rolled_back(world: World) -> None:
     name = world.rollout(max_restarts=2).id
     reconciler = _supervision(world)
+    later(reconciler.platform, 600.0)  # no pause is left to wait for
     for _ in range(12):
         for run in world.prefect.by_key.values():
             run.run = Run.ENDED
@@ -138,7 +206,7 @@ def test_without_prefect_an_abandoned_rollout_is_rolled_back(world: World) -> No
     with pytest.raises(UnreachableError):
         reconciler.tick()
     assert world.active.phase is Phase.CANARYING
-    world.now += 3601.0
+    later(reconciler.platform, 3601.0)
     with pytest.raises(UnreachableError):
         reconciler.tick()
     assert world.platform.state().finished[-1].phase is Phase.ROLLED_BACK
