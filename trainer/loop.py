@@ -14,7 +14,7 @@ from trainer.cache import Cache
 from trainer.config import TrainConfig, config_from
 from trainer.data import check_dataset
 from trainer.data.digest import dataset_digest
-from trainer.data.order import batch_at, steps_of
+from trainer.data.order import Order
 from trainer.errors import NonFiniteError, Stopped, TrainerError
 from trainer.events import Events
 from trainer.fast_imports import lean_imports, settle
@@ -29,7 +29,7 @@ with lean_imports():
     import torch
 
 from trainer.device import memory_bytes, pick_device, pick_dtype
-from trainer.models.base import Family, Setup
+from trainer.models.base import Family, RunFacts, Setup
 from trainer.models.families import family_of
 from trainer.optim.state import Optimizer
 from trainer.results import describe_files
@@ -49,6 +49,7 @@ class LoRATrainer:
         self.device = pick_device(self.config.device)
         self.steps = self.step = self.samples = 0
         self.family: Family | None = None
+        self.order: Order | None = None
         self.identity: dict[str, Any] = {}
         self.result: dict[str, Any] = {}
         self._stop = False
@@ -84,10 +85,10 @@ class LoRATrainer:
             self._resume, refused = checkpoints.find(config.output_dir, config.resume, self.identity)
             setup = Setup(config, self.base, digest, cache, self.device, pick_dtype(config, self.device))
             self.family = family_of(setup)
-            self.samples = self.family.prepare(report)
-            self.steps = steps_of(
-                self.samples, config.batch_size, config.gradient_accumulation, config.epochs, config.max_steps
-            )
+            buckets = self.family.prepare(report.items, report)
+            self.samples = len(buckets)
+            self.order = Order(config.seed, buckets, self.batch_size)
+            self.steps = self.order.steps(config.gradient_accumulation, config.epochs, config.max_steps)
             for text in [*report.warnings, *refused]:
                 Progress.warn(text)
             self.events.write(
@@ -113,7 +114,8 @@ class LoRATrainer:
                 raise TrainerError(
                     "build_model was called before prepare_data.", "Call prepare_data() first."
                 )
-            _, parameters = self.family.build()
+            groups = self.family.build()
+            parameters = {name: p for group in groups for name, p in group.parameters.items()}
             self._optimizer = Optimizer(parameters, self.config.weight_decay)
             if self._resume is not None:
                 self._optimizer.restore(self._resume.path)
@@ -133,7 +135,7 @@ class LoRATrainer:
             with self._phase("train"):
                 loss = self._loop(self.family, self._optimizer, progress)
             with self._phase("export"):
-                files = self.family.export(config.output_dir)
+                files = self.family.export(config.output_dir, self._facts())
                 self.result = {
                     "step": self.step,
                     "loss": loss,
@@ -160,12 +162,10 @@ class LoRATrainer:
                 self._save_and_stop(optimizer, saved)
             began = time.perf_counter()
             lr = lr_at(self.step, self.steps, config.learning_rate, config.lr_schedule, config.warmup_steps)
-            loss, sources = self._accumulate(family)
+            loss, sources, samples = self._accumulate(family)
             norm = optimizer.step(lr, config.max_grad_norm)
             self.step += 1
-            log.add(
-                self.step, loss, lr, norm, began, config.batch_size * config.gradient_accumulation, sources
-            )
+            log.add(self.step, loss, lr, norm, began, samples, sources)
             if self.step % config.save_steps == 0 or self.step == self.steps:
                 log.flush()
                 self._save(optimizer)
@@ -174,21 +174,38 @@ class LoRATrainer:
             self._save_and_stop(optimizer, saved)
         return log.last_loss
 
-    def _accumulate(self, family: Family) -> tuple[torch.Tensor, Callable[[], list[str]]]:
-        """Gradients of one step: the mean over all units of its micro-batches, however they are cut."""
+    def _accumulate(self, family: Family) -> tuple[torch.Tensor, Callable[[], list[str]], int]:
+        """Gradients of one step: the mean over all units of its micro-batches, however they are cut. Gives
+        the loss, the sources on demand, and the number of samples."""
+        assert self.order is not None
         config = self.config
         first = self.step * config.gradient_accumulation
-        batches = [
-            batch_at(config.seed, self.samples, config.batch_size, first + micro)
-            for micro in range(config.gradient_accumulation)
-        ]
+        batches = [self.order.batch(first + micro) for micro in range(config.gradient_accumulation)]
         units = sum(family.units(batch) for batch in batches)
         total = torch.zeros((), device=self.device)
-        for micro, batch in enumerate(batches):
-            loss = family.loss(batch, _generator(config.seed, self.step, micro)) / units
+        place = 0
+        for batch in batches:
+            rngs = [_generator(config.seed, self.step, place + number) for number in range(len(batch))]
+            place += len(batch)
+            loss = family.loss(batch, rngs) / units
             loss.backward()
             total += loss.detach()
-        return total, lambda: [name for batch in batches for name in family.sources(batch)]
+        return total, lambda: [name for batch in batches for name in family.sources(batch)], place
+
+    def _facts(self) -> RunFacts:
+        return RunFacts(
+            step=self.step,
+            steps=self.steps,
+            samples=self.samples,
+            config_hash=config_hash(self.identity),
+            dataset_digest=str(self.identity.get("dataset", "")),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a micro-batch."""
+        size = self.config.batch_size
+        return size if isinstance(size, int) else 1
 
     def _save(self, optimizer: Optimizer) -> None:
         path = checkpoints.save(
@@ -205,9 +222,10 @@ class LoRATrainer:
         )
 
 
-def _generator(seed: int, step: int, micro: int) -> torch.Generator:
-    """A CPU generator for one micro-batch: nothing of it needs saving, and no device changes its numbers."""
-    digest = hashlib.sha256(f"{seed}/{step}/{micro}".encode()).digest()
+def _generator(seed: int, step: int, place: int) -> torch.Generator:
+    """A CPU generator for sample `place` of a step: nothing of it needs saving, no device changes its
+    numbers, and it is the same however a step is cut into micro-batches."""
+    digest = hashlib.sha256(f"{seed}/{step}/{place}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

@@ -116,7 +116,7 @@ def test_the_loss_is_transformers_own_on_the_same_tokens(tiny_lm: Path) -> None:
     family: Any = SimpleNamespace(
         samples=samples, model=model, setup=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     )
-    mine = CausalLM.loss(family, [0, 1], torch.Generator()).detach()
+    mine = CausalLM.loss(family, [0, 1], [torch.Generator()] * 2).detach()
     wanted = 0.0
     for sample in samples:
         ids = torch.tensor([sample.ids])

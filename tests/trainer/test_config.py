@@ -87,7 +87,7 @@ def test_all_errors_at_once_with_line_key_range_and_usual_choice() -> None:
         ("resolution: 100", "multiple of 8"),
         ("target_modules: []", "`target_modules` is []"),
         ("output_dir: ''", "must not be empty"),
-        ("lr_schedule: cos", "'constant', 'linear' or 'cosine'"),
+        ("lr_schedule: cos", "'constant', 'linear', 'cosine'"),
     ],
 )
 def test_wrong_values(line: str, said: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trainer.data import (
     images,
     relocate,
 )
-from trainer.data.order import batch_at, steps_of
+from trainer.data.order import Order
 
 ORIENTATION = 0x0112
 
@@ -297,9 +298,24 @@ def test_the_kind_of_files_is_known_without_the_base_model(tmp_path: Path) -> No
 
 @given(st.integers(0, 9), st.integers(1, 30), st.integers(1, 7))
 def test_every_epoch_sees_every_sample_once_in_full_batches(seed: int, count: int, size: int) -> None:
-    epochs = 3
-    stream = [i for n in range(-(-epochs * count // size)) for i in batch_at(seed, count, size, n)]
+    epochs, order = 3, Order(seed, [0] * count, size)
+    stream = [i for n in range(order.batches(epochs)) for i in order.batch(n)]
     for epoch in range(epochs):
         assert sorted(stream[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert steps_of(count, size, 1, epochs, None) * size >= epochs * count
-    assert steps_of(count, size, 1, epochs, 5) == 5
+    assert order.steps(1, epochs, None) == order.batches(epochs)
+    assert order.steps(1, epochs, 5) == 5
+
+
+@given(st.integers(0, 9), st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 7))
+def test_a_batch_is_of_one_bucket_and_an_epoch_misses_nobody(
+    seed: int, buckets: list[int], size: int
+) -> None:
+    epochs, order = 3, Order(seed, buckets, size)
+    seen: Counter[int] = Counter()
+    for number in range(order.batches(epochs)):
+        batch = order.batch(number)
+        (bucket,) = {buckets[index] for index in batch}
+        assert len(batch) == min(size, buckets.count(bucket))
+        assert batch == Order(seed, buckets, size).batch(number)
+        seen.update(batch)
+    assert all(epochs <= seen[index] <= epochs + 1 for index in range(len(buckets)))

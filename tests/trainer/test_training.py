@@ -97,7 +97,7 @@ def test_the_same_config_gives_the_same_bytes(world: Make, tmp_path: Path, event
 
 @pytest.mark.parametrize(
     ("which", "curve"),
-    [("images_config", [1.1356, 0.9640, 1.2009]), ("text_config", [6.4121, 6.4787, 6.1715])],
+    [("images_config", [1.0313, 1.1190, 1.0224]), ("text_config", [6.4121, 6.4787, 6.1715])],
 )
 def test_the_loss_curve_is_that_of_the_reference_run(
     request: pytest.FixtureRequest, events: Read, which: str, curve: list[float]
@@ -120,7 +120,10 @@ def test_it_learns_what_it_is_shown(world: Make) -> None:
 
     def judge() -> float:
         with torch.no_grad():
-            draws = [family.loss(everything, torch.Generator().manual_seed(seed)) for seed in range(8)]
+            draws = [
+                family.loss(everything, [torch.Generator().manual_seed(9 * seed + i) for i in everything])
+                for seed in range(8)
+            ]
         return float(sum(draws)) / (len(draws) * family.units(everything))
 
     before = judge()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from trainer.data import ChatItem, DatasetReport, Problem
 from trainer.data.chat_tokens import Sample, TemplateError, tokenize
+from trainer.data.report import Item
 from trainer.errors import DataError
 from trainer.export import peft as peft_folder
 from trainer.lora import extract, inject, is_layer
-from trainer.models.base import Family, Setup
+from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.llm_load import load_model, load_tokenizer, model_folder
 
 IGNORED = -100
@@ -33,12 +34,14 @@ class CausalLM(Family):
         self.names: list[str] = []
         self.model: Any = None
 
-    def prepare(self, report: DatasetReport) -> int:
+    def prepare(
+        self, items: Sequence[Item], report: DatasetReport, *, training: bool = True
+    ) -> list[Hashable]:
         tokenizer = load_tokenizer(self.folder)
         if not tokenizer.chat_template:
             report.warnings.append("the tokenizer has no chat template; ChatML is used.")
         limit, cut, empty = self.config.max_length, 0, []
-        for item in report.items:
+        for item in items:
             assert isinstance(item, ChatItem)
             try:
                 sample = tokenize(tokenizer, item.messages, limit)
@@ -63,9 +66,9 @@ class CausalLM(Family):
             report.warnings.append(f"{text}; they are left out.")
         if cut:
             report.warnings.append(f"{cut} rows reach max_length {limit}; what is beyond was cut.")
-        return len(self.samples)
+        return [0] * len(self.samples)
 
-    def build(self) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    def build(self) -> list[Group]:
         self.model = load_model(self.folder, self.setup.dtype)
         head = self.model.get_output_embeddings()
         config = self.config
@@ -78,12 +81,12 @@ class CausalLM(Family):
             self.model, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
         )
         self.model.to(self.setup.device).train()
-        return self.model, parameters
+        return [Group("model", config.learning_rate, parameters)]
 
-    def units(self, batch: Sequence[int]) -> int:
+    def units(self, batch: Sequence[int]) -> float:
         return sum(self.samples[index].targets for index in batch)
 
-    def loss(self, batch: Sequence[int], rng: torch.Generator) -> Tensor:
+    def loss(self, batch: Sequence[int], rngs: Sequence[torch.Generator], *, training: bool = True) -> Tensor:
         """Sum of the cross entropy over the batch's target tokens; only positions that predict one reach the
         output layer. Padding is told by length, never by the pad token's id (it may be the end of turn)."""
         device = self.setup.device
@@ -104,7 +107,7 @@ class CausalLM(Family):
     def sources(self, batch: Sequence[int]) -> list[str]:
         return [self.names[index] for index in batch]
 
-    def export(self, folder: Path) -> list[Path]:
+    def export(self, folder: Path, run: RunFacts) -> list[Path]:
         adapter = extract(self.model)
         adapter.description["task_type"] = "CAUSAL_LM"
         return peft_folder.save(folder, adapter, str(self.setup.base.path))

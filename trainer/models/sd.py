@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.data import DatasetReport, ImageItem
+from trainer.data.report import Item
 from trainer.errors import ConfigError
 from trainer.export import diffusers as diffusers_file
 from trainer.export import kohya
 from trainer.fast_imports import lean_imports
 from trainer.lora import extract, inject
 from trainer.losses import add_noise, alphas_cumprod, snr_weight, target
-from trainer.models.base import Family, Setup
+from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.sd_encode import encode_captions, encode_images
 from trainer.models.sd_parts import FolderParts, Parts
 
@@ -50,8 +51,10 @@ class StableDiffusion(Family):
         if self.side % multiple:
             raise ConfigError([f"`resolution` is {self.side}: this model wants a multiple of {multiple}."])
 
-    def prepare(self, report: DatasetReport) -> int:
-        self.items = [item for item in report.items if isinstance(item, ImageItem)]
+    def prepare(
+        self, items: Sequence[Item], report: DatasetReport, *, training: bool = True
+    ) -> list[Hashable]:
+        self.items = [item for item in items if isinstance(item, ImageItem)]
         flips = (False, True) if self.config.flip else (False,)
         self.latents = encode_images(self.parts, self.items, flips)
         captions = [item.caption for item in self.items]
@@ -63,9 +66,9 @@ class StableDiffusion(Family):
                 f"{len(truncated)} captions are longer than 75 tokens and were cut "
                 f"(the first: {truncated[0][:60]!r}); put what matters first."
             )
-        return len(self.items)
+        return [self.side] * len(self.items)
 
-    def build(self) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    def build(self) -> list[Group]:
         with lean_imports():
             self.unet = self.parts.load_unet()
         config = self.config
@@ -74,20 +77,23 @@ class StableDiffusion(Family):
             self.unet, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
         )
         self.unet.to(self.setup.device).train()
-        return self.unet, parameters
+        return [Group("unet", config.learning_rate, parameters)]
 
-    def units(self, batch: Sequence[int]) -> int:
+    def units(self, batch: Sequence[int]) -> float:
         return len(batch)
 
-    def loss(self, batch: Sequence[int], rng: torch.Generator) -> Tensor:
+    def loss(self, batch: Sequence[int], rngs: Sequence[torch.Generator], *, training: bool = True) -> Tensor:
         device, config = self.setup.device, self.config
-        stacked = torch.stack([self._draw_latent(index, rng) for index in batch])
-        texts = torch.stack([self._draw_text(index, rng) for index in batch])
+        stacked = torch.stack([self._draw_latent(i, rng) for i, rng in zip(batch, rngs, strict=True)])
+        texts = torch.stack([self._draw_text(i, rng) for i, rng in zip(batch, rngs, strict=True)])
         clean = stacked.to(device) * float(self.vae_config.get("scaling_factor", 0.18215))
-        noise = torch.randn(clean.shape, generator=rng)
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=rng) for rng in rngs])
         if config.noise_offset:
-            noise += config.noise_offset * torch.randn((*clean.shape[:2], 1, 1), generator=rng)
-        steps = torch.randint(0, len(self.alphas), (len(batch),), generator=rng).to(device)
+            offset = torch.stack([torch.randn((clean.shape[1], 1, 1), generator=rng) for rng in rngs])
+            noise += config.noise_offset * offset
+        steps = torch.cat([torch.randint(0, len(self.alphas), (1,), generator=rng) for rng in rngs]).to(
+            device
+        )
         noise, alpha = noise.to(device), self.alphas[steps]
         noisy = add_noise(clean, noise, alpha)
         with torch.autocast(device.type, self.setup.dtype, enabled=self.setup.dtype != torch.float32):
@@ -115,7 +121,7 @@ class StableDiffusion(Family):
     def sources(self, batch: Sequence[int]) -> list[str]:
         return [self.items[index].name for index in batch]
 
-    def export(self, folder: Path) -> list[Path]:
+    def export(self, folder: Path, run: RunFacts) -> list[Path]:
         adapter = extract(self.unet)
         name = folder.absolute().name
         written = [diffusers_file.save(folder, {"unet": adapter})]
