@@ -60,17 +60,11 @@ def logs(
     follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the request ends.")] = False,
 ) -> None:
     """What the newest attempt printed. With -f, Ctrl-C only detaches (exit 130)."""
-    position, chunks = 0, []
+    log = Log(session, request)
     try:
         while True:
             ended = not follow_on or session.api.get(f"/requests/{request}").get("state") in FINAL
-            answer = session.api.get(f"/requests/{request}/logs", after=position)
-            position, text = int(answer["next"]), str(answer["text"])
-            if session.as_json:
-                chunks.append(text)
-            else:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+            log.read_on()
             if ended:
                 break
             time.sleep(follow.EVERY_S)
@@ -78,7 +72,47 @@ def logs(
         session.note(f"\ndetached: it goes on. Come back: lora-ops runs logs -f {request}")
         raise typer.Exit(follow.DETACHED) from None
     if session.as_json:
-        session.emit({"id": request, "text": "".join(chunks), "next": position}, [])
+        document = {"id": request, "text": "".join(log.chunks), "next": log.position, "dropped": log.dropped}
+        session.emit(document, [])
+
+
+class Log:
+    """The output of a request's attempts, as far as it was read: one attempt to its end, then the next."""
+
+    def __init__(self, session: Session, request: str) -> None:
+        self.session = session
+        self.request = request
+        self.attempt: int | None = None
+        self.position = self.dropped = 0
+        self.chunks: list[str] = []
+
+    def read_on(self) -> None:
+        """What came since the last time."""
+        answer = self._get(after=self.position)
+        newest = answer.get("attempt")
+        if self.attempt is None or newest is None or newest == self.attempt:
+            self._take(answer)
+        else:
+            self._take(self._get(after=self.position, attempt=self.attempt))
+            for n in range(self.attempt + 1, newest + 1):
+                self.session.note(f"attempt {n}:")
+                self._take(self._get(after=0, attempt=n))
+        self.attempt = newest
+
+    def _get(self, **where: int) -> Json:
+        return self.session.api.get(f"/requests/{self.request}/logs", **where)
+
+    def _take(self, answer: Json) -> None:
+        text, lost = str(answer["text"]), int(answer.get("dropped") or 0)
+        self.position = int(answer["next"])
+        self.dropped += lost
+        if lost:
+            self.session.note(f"({lost} bytes of the log are not kept any more)")
+        if self.session.as_json:
+            self.chunks.append(text)
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def watch(session: Session, request: RequestId, timeout: Timeout = None) -> int:

@@ -14,6 +14,7 @@ from console.views import Json, iso
 from lora_ops import keys
 from lora_ops.errors import NotFoundError, ObjectMissing, nearest
 from lora_ops.request import Attempt, AttemptState, RequestState, ResultState
+from tasks import log_window
 from tasks.journal import Entry
 from tasks.platform import Platform
 
@@ -130,11 +131,12 @@ def history(entries: list[Entry]) -> list[Json]:
 def log_part(platform: Platform, state: RequestState, after: int, attempt: int | None) -> Json:
     """The attempt's output from byte `after` on, in whole characters; `next` is where to go on.
 
-    The store keeps the newest part of a log: an `after` beyond its end begins again at the front.
+    Positions count from the log's first byte. The store keeps only the newest part: `dropped` says how many
+    bytes after `after` are gone. An `after` beyond the end begins again at the front.
     """
     n = attempt if attempt is not None else len(state.attempts) or None
     if n is None:
-        return {"text": "", "next": 0, "attempt": None}
+        return {"text": "", "next": 0, "attempt": None, "dropped": 0}
     if not 1 <= n <= len(state.attempts):
         raise NotFoundError(
             f"Request {state.id} has no attempt {n}.", f"It has {len(state.attempts)}, numbered from 1."
@@ -143,10 +145,12 @@ def log_part(platform: Platform, state: RequestState, after: int, attempt: int |
         data = platform.store.get(keys.log(state.id, n)).data
     except ObjectMissing:
         data = b""
-    begin = after if 0 <= after <= len(data) else 0
+    first, kept = log_window.unpack(data)
+    wanted = after if 0 <= after <= first + len(kept) else 0
+    begin = max(wanted, first)
     over = state.attempts[n - 1].state is not AttemptState.OPEN
-    text, used = codecs.utf_8_decode(data[begin:], "replace", over)
-    return {"text": text, "next": begin + used, "attempt": n}
+    text, used = codecs.utf_8_decode(kept[begin - first :], "replace", over)
+    return {"text": text, "next": begin + used, "attempt": n, "dropped": begin - wanted}
 
 
 def _could_be(request_id: str) -> bool:

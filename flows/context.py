@@ -15,13 +15,22 @@ STORE_ENV = "LORA_OPS_STORE"
 APP_ENV = "LORA_OPS_APP"
 SPEC_ENV = "LORA_OPS_SPEC"
 WORKER_ENV = "LORA_OPS_WORKER"
+STALL_ENV = "LORA_OPS_STALL_DEADLINE_S"
+HEARTBEAT_ENV = "LORA_OPS_HEARTBEAT_DEADLINE_S"
+STALL_S = 1800.0
+HEARTBEAT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class FlowContext:
+    """`stall_s`: how long a trainer may give no sign of life. `heartbeat_s`: how long a training goes on
+    while the store does not answer. Both are the spec's `requests` deadlines, in seconds."""
+
     platform: Platform
     home: Path
     worker: str | None
+    stall_s: float = STALL_S
+    heartbeat_s: float = HEARTBEAT_S
 
 
 def flow_context(actor: str) -> FlowContext:
@@ -33,7 +42,13 @@ def flow_context(actor: str) -> FlowContext:
             "Start its worker with `lora-ops up`, which sets them.",
         )
     store = open_store(url)
-    return FlowContext(Platform(store, app, actor), home.home(), os.environ.get(WORKER_ENV))
+    return FlowContext(
+        Platform(store, app, actor),
+        home.home(),
+        os.environ.get(WORKER_ENV),
+        float(os.environ.get(STALL_ENV) or STALL_S),
+        float(os.environ.get(HEARTBEAT_ENV) or HEARTBEAT_S),
+    )
 
 
 def flow_env(url: str, app: str, base: Path, extra: dict[str, str] | None = None) -> dict[str, str]:

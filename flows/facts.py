@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import Any
+
+from lora_ops.errors import StoreError, StoreFull
 
 EXIT_USER = 3
 EXIT_KILLED = -9
@@ -14,6 +17,8 @@ CAUSES = {
     "resumable": "evicted",
     "stuck": "no_heartbeat",
 }
+_DISK_FULL = "No space left on device"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -75,8 +80,17 @@ class Facts:
             cause = "out_of_memory"  # nobody else sends SIGKILL to a training that is still wanted
         told = str(failure.get("message") or last_line or "it printed nothing")
         kind = failure.get("type")
+        if kind == "DiskFullError" or _DISK_FULL in told:
+            cause = "no_capacity"
         return (
             cause,
             f"{kind}: {told}" if kind else f"exit code {code}: {told}",
             str(failure.get("hint") or ""),
         )
+
+
+def cause_of(error: Exception) -> str:
+    """Whose fault it is when an attempt itself breaks: the machine's, the store's, or the release's."""
+    if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in _FULL):
+        return "no_capacity"
+    return "store_away" if isinstance(error, StoreError) else "trainer_error"

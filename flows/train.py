@@ -9,11 +9,13 @@ from typing import Any
 from prefect import flow
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed, State
 
-from flows.attempt import Attempt, Duplicate, Outcome
+from flows.attempt import Attempt
 from flows.context import flow_context
-from lora_ops.errors import LoraOpsError, StoreUnavailable
+from flows.report import Duplicate, Outcome
+from lora_ops.errors import LoraOpsError, StoreError, StoreFull
 
 QUIET = {"Superseded"}
 
@@ -30,16 +32,21 @@ async def train(request: str = "", attempt: int = 0, config: str = "") -> State[
 
                 submitted = submit_file(context.platform, config)
                 return Completed(message=f"Submitted as {submitted.id}; the reconciler starts its attempts.")
-            ended = await Attempt(context, request, attempt).run()
-    except Duplicate:
-        raise Abort("another process runs this attempt") from None
+            ended = await Attempt(context, request, attempt, flow_run.id).run()
+    except Duplicate as duplicate:
+        if (
+            duplicate.own_run
+        ):  # Prefect lost its database, and with it the first one's: this run only holds a slot
+            return Cancelled(name="Duplicate", message=str(duplicate))
+        raise Abort(str(duplicate)) from None
     except Outcome as outcome:
         logger.info("%s: %s", outcome.state, outcome.message)
         if outcome.state in QUIET:
             return Cancelled(name=outcome.state, message=outcome.message)
         return Failed(name=outcome.state, message=outcome.message)
-    except StoreUnavailable as error:
-        return Failed(name="StoreAway", message=error.message)
+    except StoreError as error:
+        name = "NoSpace" if isinstance(error, StoreFull) else "StoreAway"
+        return Failed(name=name, message=error.message)
     except LoraOpsError as error:
         return Failed(message=" ".join([error.message, *error.details, error.hint]))
     return Completed(message=f"{ended} in process {os.getpid()}")

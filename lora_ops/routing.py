@@ -86,14 +86,17 @@ def route(
     canary: bool = True,
     cloud: str | None = None,
     avoid: Collection[str] = (),
+    dark: Collection[str] = (),
 ) -> Route:
     """Where the request goes. `now`: the pessimistic (latest) store time, seconds since the epoch.
 
-    `canary=False` keeps it on stable; `avoid` names clouds that it should not go to (it does, rather than
-    nowhere); `cloud` is preferred when it is open and not to be avoided. Raises ConflictError when no
-    cloud is open.
+    `canary=False` keeps it on stable; `dark` names clouds that get nothing while another is open, `avoid`
+    those of the others that it should not go to (it does, rather than nowhere); `cloud` is preferred when it
+    is open and none of these. Raises ConflictError when no cloud is open.
     """
     lanes = [lane for lane in fleet.lanes if lane.open]
+    if dark:
+        lanes = [lane for lane in lanes if lane.cloud not in dark] or lanes
     if avoid:
         lanes = [lane for lane in lanes if lane.cloud not in avoid] or lanes
     if cloud is not None:

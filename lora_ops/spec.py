@@ -196,6 +196,7 @@ class RequestSpec(Section):
     max_attempts: Annotated[Int, Field(ge=1, le=20)] = 4
     start_deadline: Seconds = 300.0
     heartbeat_deadline: Seconds = 120.0
+    stall_deadline: Seconds = 1800.0
     spill_after: Seconds = 120.0
 
     def limits(self) -> Limits:

@@ -61,13 +61,18 @@ class TrainerChild:
     def close(self) -> None:
         self._out.close()
 
-    def log_tail(self, size: int = LOG_KEPT) -> bytes:
-        """The newest part of what it printed, from a line's begin."""
+    def printed(self) -> int:
+        """How many bytes it has printed."""
+        return self.log.stat().st_size
+
+    def log_window(self, size: int = LOG_KEPT) -> tuple[int, bytes]:
+        """(bytes before it, the newest part of what it printed), from a line's begin where there is one."""
         with self.log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - size))
+            dropped = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(dropped)
             text = file.read()
-        return text if end <= size else text.partition(b"\n")[2]
+        rest = text.partition(b"\n")[2] if dropped else text
+        return (dropped + len(text) - len(rest), rest) if rest else (dropped, text)
 
 
 class _Tail:

@@ -1,7 +1,12 @@
-"""Processes of the platform on this machine: started detached, found again by pid and start time, stopped."""
+"""Processes of the platform on this machine: started detached, found again, stopped.
+
+They are found by a record (pid and start time), and without one by a mark in their own arguments: whoever
+started one may have been killed before it wrote the record.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -33,27 +38,46 @@ class Daemon:
     def _record(self) -> Path:
         return self.base / "run" / f"{self.name}.json"
 
+    @property
+    def mark(self) -> str:
+        """Names this process among all of the machine. An -X option of Python's, since its children would
+        inherit an environment: a training must not be taken for its worker."""
+        home = hashlib.sha256(str(self.base.resolve()).encode()).hexdigest()[:16]
+        return f"lora-ops={home}/{self.name}"
+
     def process(self) -> psutil.Process | None:
-        """The running process; None when it is dead or its pid belongs to another by now."""
+        """The running process; None when it is dead."""
+        return self._recorded() or self._stray()
+
+    def _recorded(self) -> psutil.Process | None:
+        """The process of the record, unless its pid belongs to another by now."""
         try:
             known = json.loads(self._record.read_text())
             found = psutil.Process(known["pid"])
             same = abs(found.create_time() - known["created"]) < 1.0
-            alive = found.is_running() and found.status() != psutil.STATUS_ZOMBIE
-            return found if same and alive else None
+            return found if same and _alive(found) else None
         except (OSError, ValueError, KeyError, psutil.Error):
             return None
 
+    def _stray(self) -> psutil.Process | None:
+        """One that runs without a record: whoever started it was killed before writing that."""
+        for each in psutil.process_iter():
+            with suppress(psutil.Error):
+                if self.mark in each.cmdline()[1:3] and _alive(each):
+                    return each
+        return None
+
     def start(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> psutil.Process:
-        """Start it in a session of its own, unless it runs already."""
+        """Start it in a session of its own, unless it runs already. `command`: an interpreter of Python and
+        its arguments."""
         running = self.process()
         if running is not None:
+            self._remember(running)
             return running
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._record.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             child = subprocess.Popen(
-                command,
+                [command[0], "-X", self.mark, *command[1:]],
                 cwd=cwd,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
@@ -62,10 +86,14 @@ class Daemon:
                 start_new_session=True,
             )
         started = psutil.Process(child.pid)
-        temporary = self._record.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"pid": child.pid, "created": started.create_time()}))
-        os.replace(temporary, self._record)
+        self._remember(started)
         return started
+
+    def _remember(self, process: psutil.Process) -> None:
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._record.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"pid": process.pid, "created": process.create_time()}))
+        os.replace(temporary, self._record)
 
     def stop(self, grace_s: float = 15.0) -> bool:
         """SIGTERM, then SIGKILL after `grace_s`, to it and to what it started; False when it did not run."""
@@ -90,6 +118,10 @@ class Daemon:
             return self.log.read_text(errors="replace").strip().splitlines()[-lines:]
         except OSError:
             return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 @contextmanager

@@ -29,7 +29,9 @@ rollout:
   confidence: 99%                      # a release within its limits is rolled back at most 1 time in 100
   lease: 60s                           # without a look for so long, the canary gets nothing any more
   hold: 10m                            # how long the gates go on judging after the promotion
-{probes}"""
+{probes}requests:
+  stall_deadline: 30m                  # a trainer that tells, prints and saves nothing for so long is ended
+"""
 
 PROBES = """\
   probes:                              # small trainings that the rollout submits itself

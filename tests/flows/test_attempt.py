@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from flows import attempt as attempts
-from flows.attempt import Attempt, Duplicate, Outcome
+from flows.attempt import Attempt
 from flows.context import FlowContext
+from flows.report import Duplicate, Outcome
 from lora_ops import keys
 from lora_ops.gates.samples import Cause, Sample
 from lora_ops.request import AttemptState, ResultState
