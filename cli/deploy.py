@@ -97,12 +97,13 @@ def _checkout(folder: Path) -> str:
 def _weights(plan: str | None) -> list[int] | None:
     if plan is None:
         return None
+    from lora_ops.state import check_plan  # pydantic: what starts fast does without
+
     try:
         weights = [int(word.strip().removesuffix("%")) for word in plan.split(",")]
     except ValueError:
-        weights = []
-    if not weights or weights != sorted(set(weights)) or not all(0 <= weight <= 100 for weight in weights):
-        raise UsageError(
-            f"--plan {plan} is not a plan.", "Write rising weights from 0 to 100, such as 10,50,100."
-        )
-    return weights
+        raise UsageError(f"--plan {plan} is not a plan.", "Write weights such as 10,50,100.") from None
+    try:
+        return list(check_plan(tuple(weights)))
+    except ValueError as error:
+        raise UsageError(f"--plan {plan} is not a plan: {error}.") from None

@@ -23,7 +23,7 @@ Store = Annotated[
         "--store", metavar="URL", help="Act on the journal in this store directly: serve is not needed."
     ),
 ]
-CLOUD_HEADS = ["CLOUD", "WEIGHT", "CANARY ATTEMPTS", "STABLE", "NEW", "PROMOTED", "VERIFIED"]
+CLOUD_HEADS = ["CLOUD", "WEIGHT", "ATTEMPTS OF NEW", "STABLE", "NEW", "PROMOTED", "VERIFIED"]
 FINAL = {"promoted": 0, "rolled-back": 9, "aborted": 1, "failed": 1}
 AWAITING_APPROVAL = 8
 
@@ -133,7 +133,9 @@ def follow_rollout(session: Session, name: str, *, wait_approval: bool) -> int:
     session.emit(document, [], [name])
     phase = str(document.get("phase"))
     if phase not in FINAL:
-        session.note(f"hint: lora-ops rollout approve {name}")
+        wave = document.get("wave")
+        which = f" --wave {_ordinal(wave)}" if wave is not None else ""
+        session.note(f"hint: lora-ops rollout approve {name}{which}")
         return AWAITING_APPROVAL
     return FINAL[phase]
 
@@ -261,7 +263,7 @@ def _counts(results: list[Json]) -> str:
 
 
 def _tally(cloud: Json) -> str:
-    """Of the canary's attempts: bad ones, those with a sample, all that started."""
+    """Of the new release's attempts: bad ones, those with a sample, all that started."""
     bad, samples, starts = ((cloud.get(key) or {}).get("canary", 0) for key in ("bad", "samples", "starts"))
     return f"{bad} bad of {samples}, {starts} started"
 

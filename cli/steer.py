@@ -14,9 +14,21 @@ Reason = Annotated[str, typer.Option("--reason", "-m", help="Why, for the journa
 WITHOUT_SERVE = "Without serve: lora-ops rollout {verb} --store URL acts on the journal directly."
 
 
-def approve(session: Session, rollout: RolloutId = None, reason: Reason = "") -> None:
-    """Let a rollout that awaits approval go on."""
-    _act(session, "approve", rollout, reason)
+def approve(
+    session: Session,
+    rollout: RolloutId = None,
+    reason: Reason = "",
+    wave: Annotated[
+        int | None,
+        typer.Option("--wave", min=1, help="The wave that you looked at.", show_default="the one that waits"),
+    ] = None,
+) -> None:
+    """Let a rollout that awaits approval go on. It counts for the wave that was shown, never for a later."""
+    name = rollout or _active(session, "approve")
+    if wave is None:
+        wave = int(session.api.get(f"/rollouts/{name}").get("wave") or 0) + 1
+        session.confirm(f"Approve wave {wave} of {name}?", destructive=False)
+    _act(session, "approve", name, reason, wave=wave - 1)
 
 
 def reject(session: Session, rollout: RolloutId = None, reason: Reason = "") -> None:
@@ -56,6 +68,7 @@ def _act(
     reason: str,
     question: str = "",
     store: str | None = None,
+    **more: Any,
 ) -> None:
     """Ask where needed, act on the server or on the journal, and print the rollout after it."""
     if store is not None:
@@ -70,7 +83,7 @@ def _act(
         if question:
             session.confirm(question.format(id=name), destructive=True)
         try:
-            document = session.api.post(f"/rollouts/{name}/{verb}", session.decision(reason))
+            document = session.api.post(f"/rollouts/{name}/{verb}", {**session.decision(reason), **more})
         except UnreachableError as error:
             raise _with_way_out(error, verb) from error
     done = f"{verb} would give" if session.dry_run else f"{verb}:"

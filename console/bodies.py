@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Plan = Annotated[list[Annotated[int, Field(ge=0, le=100)]], Field(min_length=1, max_length=100)]
+Plan = Annotated[list[int], Field(max_length=100)]  # what a plan is, lora_ops.state.check_plan says
 Text = Annotated[str, Field(max_length=2000)]
 
 
@@ -25,6 +25,12 @@ class Decision(Body):
     def signed(self) -> str:
         """The actor as the journal names it."""
         return self.actor or "api"
+
+
+class Steer(Decision):
+    """A decision about a rollout. `wave`: the approved one, counted from 0; by default the present one."""
+
+    wave: Annotated[int, Field(ge=0)] | None = None
 
 
 class Deploy(Decision):

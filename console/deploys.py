@@ -36,7 +36,7 @@ def start(reader: ReaderDep, body: Deploy, response: Response) -> Json:
         source,
         actor=body.signed,
         reason=body.reason,
-        steps=tuple(body.plan) if body.plan else None,
+        steps=_steps(body),
         queue=body.queue,
     )
     if queued:
@@ -71,12 +71,14 @@ def _source(reader: Reader, body: Deploy) -> Source:
 
 
 def _policy(reader: Reader, body: Deploy) -> Policy:
-    if body.plan is not None and body.plan != sorted(body.plan):
-        raise UsageError("A plan's weights never go down.", "Write them like 10,50,100.")
     try:
-        return reader.context.spec.policy(tuple(body.plan) if body.plan else None)
+        return reader.context.spec.policy(_steps(body))
     except ValueError as error:
         raise ConfigError(f"{reader.context.spec_path}: {error}", "Mend its `rollout` section.") from error
+
+
+def _steps(body: Deploy) -> tuple[int, ...] | None:
+    return tuple(body.plan) if body.plan is not None else None
 
 
 def _plan(state: AppState, source: Source, policy: Policy, body: Deploy) -> Json:

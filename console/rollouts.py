@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from console import rollout_views as views
-from console.bodies import Decision
+from console.bodies import Decision, Steer
 from console.reader import Reader, ReaderDep
 from console.views import Json, document, listing
-from lora_ops.errors import NotFoundError, Refused
+from lora_ops.errors import NotFoundError, Refused, UsageError
 from lora_ops.rollout import apply
 from lora_ops.state import AppState, Phase, Queued
 
@@ -59,10 +59,12 @@ def looks(reader: ReaderDep, rollout_id: str) -> Json:
 
 
 @router.post("/{rollout_id}/{verb}")
-def decide(reader: ReaderDep, rollout_id: str, verb: str, body: Decision) -> Json:
+def decide(reader: ReaderDep, rollout_id: str, verb: str, body: Steer) -> Json:
     """Journal a person's decision. Refused (409) when it does not hold in the rollout's phase."""
     if verb not in DECISIONS:
         raise NotFoundError(f"`{verb}` cannot be done to a rollout.", f"There are {', '.join(DECISIONS)}.")
+    if body.wave is not None and verb != "approve":
+        raise UsageError(f"`wave` goes with approve only, not with {verb}.", "Leave it out.")
     state = reader.state()
     found = views.find(state, reader.events, rollout_id)
     if isinstance(found, Queued):
@@ -71,7 +73,8 @@ def decide(reader: ReaderDep, rollout_id: str, verb: str, body: Decision) -> Jso
     reason = body.reason or f"{verb} by {body.signed}"
     data: dict[str, Any] = {"rollout": rollout_id, "reason": reason}
     if kind == "approved":
-        data |= {"by": body.signed, "via": "api"}
+        wave = found.rollout.wave if body.wave is None else body.wave
+        data |= {"by": body.signed, "via": "api", "wave": wave}
     if found.over:
         raise Refused(f"rollout {rollout_id} is {found.phase} already.", _way_back(state, found, verb))
     if not body.dry_run:

@@ -32,13 +32,20 @@ class Approval(RunInput):
 
 
 @flow(name="approve", flow_run_name="approve {rollout}")
-async def approve(rollout: str, summary: str = "") -> State[None]:
-    """Pause for the form, then journal `approved` or `rolled-back`; end when it was decided elsewhere."""
+async def approve(rollout: str, summary: str = "", wave: int | None = None) -> State[None]:
+    """Pause for the form, then journal `approved` or `rolled-back`; end when it was decided elsewhere.
+
+    `wave`: the one that is asked about, by default the present one; no other is approved by this form.
+    """
     platform = flow_context(f"approve {rollout}").platform
-    form = Approval.with_initial_data(description=f"**Promote {rollout}?**\n\n{summary}")
+    active = platform.state().rollout
+    if wave is None and active is not None:
+        wave = active.wave
+    asked = f"**Promote wave {(wave or 0) + 1} of {rollout}?**"
+    form = Approval.with_initial_data(description=f"{asked}\n\n{summary}")
     waiting: Any = pause_flow_run(wait_for_input=form, timeout=WAIT_S, poll_interval=2)
     answering: asyncio.Future[Approval] = asyncio.ensure_future(waiting)
-    elsewhere = asyncio.create_task(_decided(platform, rollout))
+    elsewhere = asyncio.create_task(_decided(platform, rollout, wave))
     both: set[asyncio.Future[Any]] = {answering, elsewhere}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     elsewhere.cancel()
@@ -49,9 +56,8 @@ async def approve(rollout: str, summary: str = "") -> State[None]:
     said = f"prefect-ui, unverified: {answer.name or 'no name'}: {answer.note}"
     try:
         if answer.approve:
-            platform.record(
-                "approved", {"rollout": rollout, "by": answer.name, "via": "prefect-ui"}, reason=said
-            )
+            data = {"rollout": rollout, "wave": wave, "by": answer.name, "via": "prefect-ui"}
+            platform.record("approved", data, reason=said)
         else:
             platform.record("rolled-back", {"rollout": rollout, "reason": f"rejected: {said}"}, reason=said)
     except LoraOpsError as error:
@@ -60,13 +66,15 @@ async def approve(rollout: str, summary: str = "") -> State[None]:
     return Completed(message=said)
 
 
-async def _decided(platform: Platform, rollout_id: str) -> None:
+async def _decided(platform: Platform, rollout_id: str, wave: int | None) -> None:
     """Return when nobody is asked any more."""
     while True:
         try:
             rollout = (await asyncio.to_thread(platform.state)).rollout
             asking = rollout is not None and rollout.id == rollout_id and not rollout.approved
             if rollout is None or not asking or rollout.phase is not Phase.AWAITING_APPROVAL:
+                return
+            if rollout.wave != wave:
                 return
         except StoreUnavailable:
             pass

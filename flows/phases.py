@@ -107,7 +107,7 @@ class Lead:
                     "step-started", {"wave": upcoming.wave, "step": upcoming.step}, reason=upcoming.reason
                 )
             case Do.REQUEST_APPROVAL:
-                self.record("approval-requested", {}, reason=upcoming.reason)
+                self.record("approval-requested", {"wave": upcoming.wave}, reason=upcoming.reason)
             case Do.PROMOTE_WAVE:
                 clouds = ", ".join(rollout.wave_clouds)
                 await in_task(f"promote {clouds}", lambda: self.promote(upcoming))
@@ -205,7 +205,7 @@ class Lead:
             api.create_run(
                 APPROVE_DEPLOYMENT,
                 key=f"{rollout.id}-approve-{rollout.wave}",
-                parameters={"rollout": rollout.id, "summary": summary},
+                parameters={"rollout": rollout.id, "summary": summary, "wave": rollout.wave},
                 queue="default",
             )
             self.asked.add(rollout.wave)

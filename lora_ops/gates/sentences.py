@@ -17,11 +17,15 @@ def evidence(value: float) -> str:
 
 
 def bad_of(metric: str, k: int, n: int, limit: float) -> str:
-    """`3 of 5 canary attempts failed`, or what bad means for another metric (its limit in its own unit)."""
+    """`3 of 5 attempts of the new release failed`, or what bad means for another metric.
+
+    The counts go on after the promotion, when they are no canary's any more. `limit`: in the metric's unit.
+    """
+    ours = "attempts of the new release"
     said = {
-        "error_rate": "canary attempts failed",
-        "step_latency": f"canary attempts had over 5 % of their steps slower than {limit:g} s",
-        "start_latency": f"canary attempts took more than {limit:g} s to start",
+        "error_rate": f"{ours} failed",
+        "step_latency": f"{ours} had over 5 % of their steps slower than {limit:g} s",
+        "start_latency": f"{ours} took more than {limit:g} s to start",
         "step_time_ratio": f"probe pairs had the canary's step take over {limit:g} times stable's",
         "loss_ratio": f"probe pairs had the canary's loss over {limit:g} times stable's",
         "memory_ratio": f"probe pairs had the canary use over {limit:g} times stable's memory",

@@ -262,7 +262,7 @@ class _Bench:
         stable_verdict = None if stable is None else self._decide(stable, p0, p1)
         note = problem
         if not note and counts.n_fail == 0:
-            note = "no canary sample yet"
+            note = "no attempt of the new release yet"
         if not note and stable is not None and stable_verdict is Verdict.FAIL:
             note = (
                 f"stable fails the same test here ({stable.k_fail} of {stable.n_fail} bad, release"

@@ -150,7 +150,7 @@ def test_watch_waits_for_an_approval_or_says_so(cli, serve):
     serve.on(f"GET /api/rollouts/{ID}", rollout("awaiting-approval"))
     status, _, err = cli("rollout", "watch", ID, "--no-wait-approval")
     assert status == 8
-    assert f"lora-ops rollout approve {ID}" in err
+    assert f"lora-ops rollout approve {ID} --wave 1" in err
 
 
 def test_watch_outlives_a_server_that_is_restarted(cli, serve):
@@ -180,7 +180,7 @@ def test_ctrl_c_detaches(cli, serve, monkeypatch):
     assert serve.bodies(f"POST /api/rollouts/{ID}/abort") == []
 
 
-@pytest.mark.parametrize("verb", ["approve", "pause", "resume"])
+@pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_steering_that_destroys_nothing(cli, serve, verb):
     serve.on(f"POST /api/rollouts/{ID}/{verb}", rollout())
     status, out, _ = cli("rollout", verb, ID, "--reason", "looks good")
@@ -190,6 +190,18 @@ def test_steering_that_destroys_nothing(cli, serve, verb):
     assert body["reason"] == "looks good"
     assert body["actor"]
     assert body["dry_run"] is False
+
+
+def test_an_approval_is_of_the_wave_that_was_shown(cli, serve):
+    route = f"POST /api/rollouts/{ID}/approve"
+    serve.on(route, rollout("awaiting-approval"))
+    serve.on(f"GET /api/rollouts/{ID}", rollout("awaiting-approval", wave=1))
+    assert cli("rollout", "approve", ID, "--reason", "looks good")[0] == 0
+    assert cli("rollout", "approve", ID, "--wave", "1")[0] == 0
+    sent = serve.bodies(route)
+    assert [body["wave"] for body in sent] == [1, 0]
+    assert (sent[0]["reason"], sent[0]["dry_run"]) == ("looks good", False)
+    assert sent[0]["actor"]
 
 
 @pytest.mark.parametrize("verb", ["reject", "promote", "abort", "rollback"])
@@ -291,6 +303,15 @@ def test_a_queued_rollout_that_is_overtaken_ends_the_watch(cli, serve):
     status, _, err = cli("rollout", "watch", ID)
     assert status == 6
     assert "left the queue" in err
+
+
+def test_a_plan_may_stay_at_a_weight_as_the_spec_s_may(cli, serve):
+    serve.on("POST /api/rollouts", rollout("validating"))
+    assert cli("deploy", "--plan", "10,10%,50", "--yes")[0] == 0
+    assert serve.bodies("POST /api/rollouts")[0]["plan"] == [10, 10, 50]
+    status, _, err = cli("deploy", "--plan", "50,10", "--yes")
+    assert status == 2
+    assert "never go down" in err
 
 
 def test_a_second_deploy_is_refused_with_the_first_ones_id(cli, serve):

@@ -120,7 +120,7 @@ def test_a_terminal_gets_a_live_picture(serve, terminal):
     serve.on(f"GET /api/rollouts/{ID}", rollout(), rollout("promoted"))
     watch = terminal("rollout", "watch", ID)
     assert watch.end() == 0
-    for said in ("wave 1 step 1", "CANARY ATTEMPTS", "east", "\x1b[32mpromoted\x1b[0m"):
+    for said in ("wave 1 step 1", "ATTEMPTS OF NEW", "east", "\x1b[32mpromoted\x1b[0m"):
         assert said in watch.screen
 
 

@@ -100,7 +100,8 @@ def test_a_queued_one_can_be_taken_out(world: Any, checkout: Path) -> None:
         ({"source": "{clone}", "revision": "mian"}, 422, "main"),
         ({"source": "{clone}", "dirty": True, "revision": "main"}, 400, "working tree"),
         ({"source": "{clone}", "plan": [50, 10]}, 400, "never go down"),
-        ({"source": "{clone}", "plan": [101]}, 422, "plan.0"),
+        ({"source": "{clone}", "plan": [101]}, 400, "0 to 100"),
+        ({"source": "{clone}", "plan": []}, 400, "0 to 100"),
         ({"release": NEW}, 404, "release"),
         ({"release": NEW, "dirty": True}, 400, "release"),
     ],
@@ -258,7 +259,18 @@ def test_approval_says_who(world: Any) -> None:
     found = world.post(f"/api/rollouts/{name}/approve", actor="ada")
     assert (found["phase"], found["approved"]) == ("awaiting-approval", True)
     data = world.get(f"/api/rollouts/{name}/history")["items"][-1]["data"]
-    assert (data["by"], data["via"]) == ("ada", "api")
+    assert (data["by"], data["via"], data["wave"]) == ("ada", "api", 0)
+
+
+def test_an_approval_of_another_wave_is_refused(world: Any) -> None:
+    name = world.rollout()
+    world.record(name, "step-started", wave=0, step=1)
+    world.record(name, "approval-requested", wave=0)
+    late = world.post(f"/api/rollouts/{name}/approve", 409, wave=1)["error"]
+    assert "this approves wave 2, but wave 1" in late["message"]
+    assert f"lora-ops rollout approve {name} --wave 1" in late["hint"]
+    assert world.post(f"/api/rollouts/{name}/pause", 400, wave=0)
+    assert world.post(f"/api/rollouts/{name}/approve", wave=0)["approved"]
 
 
 def test_pause_and_resume(world: Any) -> None:

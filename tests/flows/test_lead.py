@@ -216,7 +216,7 @@ def test_a_flow_that_was_started_again_looks_before_it_goes_on(
     ended = scene.run(scene.lead(name))
     assert ended is not None
     assert ended.phase is Phase.ROLLED_BACK
-    assert "canary attempts failed" in ended.reason
+    assert "attempts of the new release failed" in ended.reason
     assert {cloud.stable for cloud in scene.world.platform.state().clouds.values()} != {NEW}
 
 

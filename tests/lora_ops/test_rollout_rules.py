@@ -268,6 +268,24 @@ def test_an_approval_counts_for_one_wave_and_its_source_must_be_allowed() -> Non
     refused(at(Phase.CANARYING), on(state, "approved"), "awaiting-approval")
 
 
+def test_an_approval_that_comes_late_does_not_approve_the_next_wave() -> None:
+    first = at(Phase.AWAITING_APPROVAL)
+    said = ("approved", {"rollout": "roll-1", "by": "ann", "wave": 0})
+    assert step(first, said).rollout.approved  # type: ignore[union-attr]
+    second = drive(step(first, said), 6)
+    assert second.rollout is not None
+    assert (second.rollout.wave, second.rollout.phase) == (1, Phase.AWAITING_APPROVAL)
+    refused(second, said, "this approves wave 1, but wave 2 of roll-1 awaits approval")
+    refused(second, on(second, "approved", wave="one"), "do not fit")
+    restarted = fold(("flow-restarted", {"rollout": "roll-1"}), state=first)
+    assert step(restarted, said).rollout.approved  # type: ignore[union-attr]
+    plain = step(second, ("approved", {"rollout": "roll-1"}))  # as older versions journalled it
+    assert plain.rollout is not None
+    assert plain.rollout.approved
+    asked = drive(at(Phase.CANARYING), 2)
+    refused(asked, on(asked, "approval-requested", wave=1), "another wave is active")
+
+
 def test_a_promotion_by_hand_skips_the_plan_of_its_wave_only() -> None:
     state = step(at(Phase.CANARYING), ("promote-forced", {"rollout": "roll-1"}))
     refused(state, on(state, "step-started", wave=0, step=1), "by hand")

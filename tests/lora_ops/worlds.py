@@ -91,7 +91,7 @@ def event_of(upcoming: Next, rollout: Rollout) -> Event | None:
         case Do.START_STEP:
             return own(rollout, "step-started", wave=upcoming.wave, step=upcoming.step)
         case Do.REQUEST_APPROVAL:
-            return own(rollout, "approval-requested")
+            return own(rollout, "approval-requested", wave=upcoming.wave)
         case Do.PROMOTE_WAVE:
             return own(rollout, "wave-promoted", wave=upcoming.wave)
         case Do.HOLD:

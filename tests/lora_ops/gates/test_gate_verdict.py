@@ -78,7 +78,7 @@ def test_running_attempts_hold_back_a_fail_and_a_pass() -> None:
     assert look(run(0, 12), starts=starts).verdict is Verdict.INCONCLUSIVE
     result = look(run(3, 5), starts=starts).results[0]
     assert (result.k_fail, result.n_fail, result.k_pass, result.n_pass) == (3, 13, 3, 5)
-    assert "3 of 13 canary attempts failed (8 still running); undecided" in result.summary
+    assert "3 of 13 attempts of the new release failed (8 still running); undecided" in result.summary
 
 
 def test_inconclusive_where_stable_fails_the_same_test() -> None:
@@ -145,7 +145,7 @@ def test_external_counts_are_judged_alike() -> None:
         (0.5, 13, "not a count"),
         (5, 3, "cannot be"),
         (-1, 13, "cannot be"),
-        (0, 0, "no canary sample yet"),
+        (0, 0, "no attempt of the new release yet"),
     ],
 )
 def test_an_answer_without_counts_is_never_a_pass_nor_a_fail(
@@ -170,15 +170,15 @@ def test_a_provider_that_is_away_renews_no_lease_and_hides_no_failure() -> None:
 
 def test_sentences_for_newcomers() -> None:
     assert look(run(3, 5)).summary == (
-        "east: 3 of 5 canary attempts failed; that is more than a 5 % limit explains"
+        "east: 3 of 5 attempts of the new release failed; that is more than a 5 % limit explains"
         " (evidence 155 to 1; needed 100) -> fail"
     )
     assert look(run(0, 13)).summary == (
-        "east: 0 of 13 canary attempts failed; a release with 30 % bad would hardly look so good"
+        "east: 0 of 13 attempts of the new release failed; a release with 30 % bad would hardly look so good"
         " (evidence 24.4 to 1; needed 20) -> pass"
     )
     assert look(run(1, 10)).summary == (
-        "east: 1 of 10 canary attempts failed; undecided: 4 more bad ones in a row would fail it,"
+        "east: 1 of 10 attempts of the new release failed; undecided: 4 more bad ones in a row would fail it,"
         " 10 more good ones in a row would pass it -> inconclusive"
     )
     only_the_cause = look(run(0, 13) + run(4, 5, cloud="west"), ["east", "west"]).summary
