@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from lora_ops.errors import NotFoundError, Refused
 from lora_ops.gates.counts import Metric
 from lora_ops.gates.verdict import GateSpec
 from lora_ops.rollout import apply
-from lora_ops.state import AppState, Policy, Rollout
+from lora_ops.state import AppState, Phase, Policy, Rollout
 from lora_ops.steps import Do, Next, Sight, next_step
 
 OLD, NEW = "sha256:old", "sha256:new"
@@ -134,6 +135,26 @@ def drive(state: AppState, steps: int) -> AppState:
 def readable_again(state: AppState) -> AppState:
     """The state as a reader of the journal gets it."""
     return AppState.model_validate(json.loads(json.dumps(state.dump(), allow_nan=False)))
+
+
+def at(phase: Phase, **rules: Any) -> AppState:
+    """A rollout of two waves that has just come to the phase."""
+    state = step(platform(), started(rules=policy([("a",), ("b", "c")], **{"approval": True, **rules})))
+    for _ in range(40):
+        if state.rollout is not None and state.rollout.phase is phase:
+            return state
+        state = drive(state, 1)
+    raise AssertionError(f"{phase} was never reached")
+
+
+def refused(state: AppState, event: Event, words: str = "") -> None:
+    with pytest.raises(Refused, match=words):
+        step(state, event)
+
+
+def on(state: AppState, kind: str, **data: Any) -> Event:
+    assert state.rollout is not None
+    return own(state.rollout, kind, **data)
 
 
 # --- strategies -----------------------------------------------------------------------------------
