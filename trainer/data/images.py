@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageOps
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 VERSION = f"1/pillow-{Image.__version__}"
@@ -18,16 +19,32 @@ class ImageError(ValueError):
     """The file is not a picture that can be decoded; the message says why."""
 
 
+def colour(name: str) -> tuple[int, int, int]:
+    """The RGB of white, black or #rrggbb."""
+    red, green, blue = ImageColor.getrgb(name)[:3]
+    return red, green, blue
+
+
 def open_rgb(data: bytes | Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """Decode wholly: first frame, EXIF orientation applied, alpha composited on `background`, 16-bit
     scaled to 8, CMYK through its ICC profile where it has one. Mode RGB. Raises ImageError."""
+    return _opened(data, lambda image: _to_rgb(image, background))
+
+
+def open_alpha(data: bytes | Path) -> Image.Image:
+    """How opaque each pixel is, in mode L, oriented as `open_rgb`; white throughout for a picture without
+    transparency. Raises ImageError."""
+    return _opened(data, _alpha)
+
+
+def _opened(data: bytes | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
                 opened.seek(0)
                 opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened), background)
+                return convert(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError:
@@ -38,12 +55,22 @@ def open_rgb(data: bytes | Path, background: tuple[int, int, int] = (255, 255, 2
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    if not _has_alpha(image):
+        return Image.new("L", image.size, 255)
+    return image.convert("RGBA").getchannel("A")
+
+
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _deep_grey(image)
     if image.mode == "CMYK":
         return _cmyk(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if _has_alpha(image):
         colours = image.convert("RGBA")
         flat = Image.new("RGBA", colours.size, (*background, 255))
         return Image.alpha_composite(flat, colours).convert("RGB")

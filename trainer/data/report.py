@@ -30,7 +30,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class ImageItem:
-    """A picture with its caption. `width` and `height` in pixels as shown (EXIF applied); 0 until checked."""
+    """A picture with its caption. `width` and `height` in pixels as shown (EXIF applied); 0 until checked.
+
+    `repeats`: how often it comes in one epoch. `regularisation`: it is of reg_data_dir. `mask`: its mask's
+    file, with masked_loss: folder."""
 
     path: Path
     name: str
@@ -40,6 +43,9 @@ class ImageItem:
     sha256: str = ""
     width: int = 0
     height: int = 0
+    repeats: int = 1
+    regularisation: bool = False
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,15 @@ Item = ImageItem | ChatItem
 
 @dataclass
 class DatasetReport:
-    """`problems` stop a training; `warnings` do not."""
+    """`items` are trained on (regularisation pictures among them), `validation` is held out.
+
+    `problems` stop a training; `warnings` do not."""
 
     kind: Kind
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    validation: list[Item] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
