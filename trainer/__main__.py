@@ -1,5 +1,5 @@
 """`python -m trainer --config FILE`: train one config. Exit codes: 0 done, 3 your input, 75 stopped and
-resumable, 1 anything else."""
+resumable, 1 anything else. `python -m trainer inspect FILE` and `convert IN OUT` are about finished files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as `argv` says; returns the exit code."""
-    args = _parse(argv)
+    """Train as `argv` says, or run a command on finished files; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["inspect"]:
+        from trainer.inspect_file import main as inspect
+
+        return inspect(words[1:])
+    if words[:1] == ["convert"]:
+        from trainer.convert import main as convert
+
+        return convert(words[1:])
+    args = _parse(words)
     own_process()
     run = _Run(args.output_dir)
     try:
@@ -104,7 +113,7 @@ class _Run:
         return known.exit_code
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train a LoRA from a YAML config.")
     parser.add_argument(
         "--config", type=Path, required=True, help="YAML file; configs/default.yaml shows every key"
