@@ -19,7 +19,7 @@ from trainer import LoRATrainer
 from trainer.export.kohya import to_kohya
 from trainer.export.names import classic, kohya_name
 from trainer.export.tensor_file import serialize
-from trainer.lora import Adapter, extract, inject
+from trainer.lora import Adapter, Layer, Plan, extract, inject
 from trainer.models.sd import TARGETS
 
 Make = Callable[..., dict[str, Any]]
@@ -62,7 +62,7 @@ def test_both_image_files_act_alike_through_diffusers_own_loader(
     for name in ("pytorch_lora_weights.safetensors", f"{out.name}.safetensors"):
         pipe.load_lora_weights(str(out / name))
         layers = [m for m in pipe.unet.modules() if hasattr(m, "scaling") and hasattr(m, "lora_A")]
-        assert len(layers) == len(extract(unet).weights)
+        assert len(layers) == len(extract(unet).layers)
         assert {s for layer in layers for s in layer.scaling.values()} == {alpha / rank}
         torch.testing.assert_close(effect(pipe.unet), wanted, rtol=1e-4, atol=1e-5)
         pipe.unload_lora_weights()
@@ -104,7 +104,7 @@ def test_sd15_has_kohyas_192_modules_and_names() -> None:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_config(CONFIGS / "unet" / "config.json"))
-        inject(unet, rank=4, alpha=4, targets=TARGETS, seed=0)
+        inject(unet, Plan(4, 4), TARGETS, 0)
     names = [
         n.removesuffix(".lora_A.default") for n, m in unet.named_modules() if n.endswith(".lora_A.default")
     ]
@@ -168,7 +168,8 @@ def test_our_writer_is_read_by_safetensors_and_gives_the_same_bytes(tmp_path: Pa
 
 
 def test_kohya_alpha_is_the_real_one() -> None:
-    adapter = Adapter(2, 5.0, {"m.to_q": (torch.ones(2, 3), torch.ones(4, 2))}, {})
+    layer = Layer("lora", 2, 5.0, {"down": torch.ones(2, 3), "up": torch.ones(4, 2)})
+    adapter = Adapter({"m.to_q": layer}, {})
     tensors = to_kohya("unet", adapter)
     assert float(tensors["lora_unet_m_to_q.alpha"]) == 5.0
     assert tensors["lora_unet_m_to_q.alpha"].shape == ()

@@ -18,10 +18,10 @@ NAME = "pytorch_lora_weights.safetensors"
 def to_diffusers(component: str, adapter: Adapter) -> dict[str, Tensor]:
     """`<component>.<module>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r)."""
     tensors: dict[str, Tensor] = {}
-    for module, (down, up) in adapter.weights.items():
+    for module, layer in adapter.layers.items():
         name = f"{component}.{classic(component, module)}"
-        tensors[f"{name}.lora_A.weight"] = down
-        tensors[f"{name}.lora_B.weight"] = up
+        tensors[f"{name}.lora_A.weight"] = layer.tensors["down"]
+        tensors[f"{name}.lora_B.weight"] = layer.tensors["up"]
     return tensors
 
 

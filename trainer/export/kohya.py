@@ -20,11 +20,11 @@ def to_kohya(component: str, adapter: Adapter) -> dict[str, Tensor]:
     """NAME.lora_down.weight, NAME.lora_up.weight and NAME.alpha of every module; the effective scale is
     alpha / rank. Shapes: down (r, in[, kh, kw]), up (out, r[, 1, 1]), alpha ()."""
     tensors: dict[str, Tensor] = {}
-    for module, (down, up) in adapter.weights.items():
+    for module, layer in adapter.layers.items():
         name = kohya_name(component, module)
-        tensors[f"{name}.lora_down.weight"] = down
-        tensors[f"{name}.lora_up.weight"] = up
-        tensors[f"{name}.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float32)
+        tensors[f"{name}.lora_down.weight"] = layer.tensors["down"]
+        tensors[f"{name}.lora_up.weight"] = layer.tensors["up"]
+        tensors[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
     return tensors
 
 
@@ -42,8 +42,8 @@ def metadata(
     tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
     return {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(adapter.rank),
-        "ss_network_alpha": str(adapter.alpha),
+        "ss_network_dim": str(adapter.description["r"]),
+        "ss_network_alpha": str(float(adapter.description["lora_alpha"])),
         "ss_network_args": "{}",
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",

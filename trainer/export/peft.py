@@ -16,9 +16,9 @@ def save(folder: Path, adapter: Adapter, base_model: str) -> list[Path]:
     """Write both files, the weights first. The JSON's target_modules are sorted: the same training gives
     the same bytes (peft keeps a set)."""
     tensors = {}
-    for module, (down, up) in adapter.weights.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = down
-        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    for module, layer in adapter.layers.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = layer.tensors["down"]
+        tensors[f"base_model.model.{module}.lora_B.weight"] = layer.tensors["up"]
     write(folder / WEIGHTS, tensors, {"format": "pt"})
     config = {**adapter.description, "base_model_name_or_path": base_model, "inference_mode": True}
     write_atomic(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

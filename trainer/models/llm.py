@@ -15,7 +15,7 @@ from trainer.data.chat_tokens import Sample, TemplateError, tokenize
 from trainer.data.report import Item
 from trainer.errors import DataError
 from trainer.export import peft as peft_folder
-from trainer.lora import extract, inject, is_layer
+from trainer.lora import extract, inject, is_layer, plan_of
 from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.llm_load import load_model, load_tokenizer, model_folder
 
@@ -77,9 +77,7 @@ class CausalLM(Family):
             if config.target_modules == "auto"
             else list(config.target_modules)
         )
-        parameters = inject(
-            self.model, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
-        )
+        parameters = inject(self.model, plan_of(config), targets, config.seed)
         self.model.to(self.setup.device).train()
         return [Group("model", config.learning_rate, parameters)]
 

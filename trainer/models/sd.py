@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 from trainer.export import diffusers as diffusers_file
 from trainer.export import kohya
 from trainer.fast_imports import lean_imports
-from trainer.lora import extract, inject
+from trainer.lora import extract, inject, plan_of
 from trainer.losses import add_noise, alphas_cumprod, snr_weight, target
 from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.sd_encode import encode_captions, encode_images
@@ -73,9 +73,7 @@ class StableDiffusion(Family):
             self.unet = self.parts.load_unet()
         config = self.config
         targets = TARGETS if config.target_modules == "auto" else list(config.target_modules)
-        parameters = inject(
-            self.unet, rank=config.lora_rank, alpha=config.alpha, targets=targets, seed=config.seed
-        )
+        parameters = inject(self.unet, plan_of(config), targets, config.seed)
         self.unet.to(self.setup.device).train()
         return [Group("unet", config.learning_rate, parameters)]
 
