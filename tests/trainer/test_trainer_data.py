@@ -228,7 +228,7 @@ def test_bad_chat_rows_are_listed_with_their_lines(tmp_path: Path, lm_header: Pa
         json.dumps(good, ensure_ascii=False),
         "",
         "{",
-        json.dumps({"instruction": "x", "output": "y"}),
+        json.dumps({"question": "x", "output": "y"}),
         json.dumps({"messages": [{"role": "usr", "content": "x"}]}),
         json.dumps({"messages": [{"role": "user", "content": ""}]}),
         json.dumps({"messages": [{"role": "user", "content": "x"}]}),

@@ -1,21 +1,21 @@
-"""Read conversations: JSONL, one `{"messages": [{"role", "content"}, ...]}` a line."""
+"""Read a language model's dataset: .jsonl files, a row a line, and .txt files, a document each."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.data.imagefolder import read_text
-from trainer.data.report import ChatItem, Problem
+from trainer.data.report import ChatItem, Problem, TextItem
+from trainer.data.row_shapes import EXAMPLES, RowError, parse_row
 
-ROLES = ("system", "user", "assistant")
-_SHAPE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+Row = ChatItem | TextItem
 
 
 def chat_files(config: TrainConfig) -> tuple[list[Path], list[Problem]]:
-    """The JSONL files of the dataset, by name."""
+    """The files of the dataset, by name: the .jsonl ones; .txt ones where there are no others, or where
+    row_format is text. A folder of both is a problem unless row_format says which are meant."""
     if config.metadata_path is not None:
         if config.metadata_path.is_file():
             return [config.metadata_path], []
@@ -27,56 +27,67 @@ def chat_files(config: TrainConfig) -> tuple[list[Path], list[Problem]]:
                 Problem(str(folder), None, "is a file, not a folder", "name the file in metadata_path")
             ]
         return [], [Problem(str(folder), None, "no such folder", "correct train_data_dir")]
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        return [], [Problem(str(folder), None, "holds no .jsonl file", f"one row a line: {_SHAPE}")]
-    return files, []
+    found = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    rows = [path for path in found if path.suffix.lower() == ".jsonl"]
+    texts = [path for path in found if path.suffix.lower() == ".txt"]
+    if config.row_format == "text":
+        rows, texts = sorted(rows + texts), []
+    elif config.row_format == "auto" and rows and texts:
+        return rows, [
+            Problem(
+                str(folder),
+                None,
+                f"holds .jsonl and .txt files ({rows[0].name}, {texts[0].name})",
+                "set row_format: text to read both, or to the rows' format to read the .jsonl only",
+            )
+        ]
+    elif config.row_format == "auto" and not rows:
+        rows = texts
+    if not rows:
+        shape = "messages" if config.row_format == "auto" else config.row_format
+        hint = f"one row a line: {EXAMPLES[shape]}"
+        arrays = [path.name for path in found if path.suffix.lower() == ".json"]
+        if arrays:
+            hint = f"{arrays[0]} is JSON: write each of its rows on a line of its own, as .jsonl"
+        elif texts:
+            hint = f"the .txt files are read with row_format: text; {hint}"
+        return [], [Problem(str(folder), None, "holds no .jsonl file", hint)]
+    return rows, []
 
 
-def read_chats(config: TrainConfig) -> tuple[list[ChatItem], list[Problem]]:
+def read_chats(config: TrainConfig) -> tuple[list[Row], list[Problem]]:
     """Every row of every file, and every bad row with its line."""
     files, problems = chat_files(config)
-    items: list[ChatItem] = []
+    items: list[Row] = []
     for path in files:
         text, problem = read_text(path)
         if problem is not None:
             problems.append(problem)
-            continue
-        rows = 0
-        for line, raw in enumerate(text.split("\n"), 1):
-            if not raw.strip():
-                continue
-            rows += 1
-            what, messages = _parse(raw)
-            if what is not None:
-                problems.append(Problem(path.name, line, *what))
-            else:
-                items.append(ChatItem(path.name, line, messages))
-        if not rows:
-            problems.append(Problem(path.name, None, "is empty", f"one row a line: {_SHAPE}"))
+        elif not text.strip():
+            shape = "messages" if config.row_format == "auto" else config.row_format
+            problems.append(Problem(path.name, None, "is empty", f"one row a line: {EXAMPLES[shape]}"))
+        elif path.suffix.lower() == ".txt":
+            items.append(TextItem(path.name, None, text))
+        else:
+            for line, raw in enumerate(text.split("\n"), 1):
+                if raw.strip():
+                    row = _row(path.name, line, raw, config.row_format)
+                    (problems if isinstance(row, Problem) else items).append(row)  # type: ignore[arg-type]
     return items, problems
 
 
-def _parse(raw: str) -> tuple[tuple[str, str] | None, tuple[tuple[str, str], ...]]:
+def _row(file: str, line: int, raw: str, row_format: str) -> Row | Problem:
     try:
-        row: Any = json.loads(raw)
-    except ValueError as error:
-        return (f"not JSON: {error}", ""), ()
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-        return (f"no list `messages` (found: {keys or 'nothing'})", _SHAPE), ()
-    messages: list[tuple[str, str]] = []
-    for number, message in enumerate(row["messages"], 1):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role not in ROLES:
-            return (f"message {number}: role is {role!r}", f"one of {', '.join(ROLES)}"), ()
-        if not isinstance(content, str) or not content.strip():
-            return (
-                f"message {number}: content is {'empty' if content in ('', None) else 'not text'}",
-                "",
-            ), ()
-        messages.append((role, content))
-    if not any(role == "assistant" for role, _ in messages):
-        return ("no assistant message: nothing to learn", "add the answer as the last message"), ()
-    return None, tuple(messages)
+        parsed = parse_row(json.loads(raw), row_format)
+    except RowError as error:
+        return Problem(file, line, str(error), error.hint)
+    except (ValueError, RecursionError) as error:
+        return Problem(file, line, f"not JSON: {error}")
+    return TextItem(file, line, parsed) if isinstance(parsed, str) else ChatItem(file, line, parsed)
+
+
+def content_of(item: Row) -> str:
+    """What makes a row the same one, for holding out by content."""
+    if isinstance(item, TextItem):
+        return item.text
+    return json.dumps(item.messages, ensure_ascii=False)

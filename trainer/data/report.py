@@ -61,7 +61,20 @@ class ChatItem:
         return f"{self.file}:{self.line}"
 
 
-Item = ImageItem | ChatItem
+@dataclass(frozen=True)
+class TextItem:
+    """A document to be learnt whole. `line` is None for a file of its own."""
+
+    file: str
+    line: int | None
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+Item = ImageItem | ChatItem | TextItem
 
 
 @dataclass
