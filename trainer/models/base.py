@@ -100,3 +100,8 @@ class Family(ABC):
         """Generate from `prompts` as the model is now, the same start for the same seed; the files written
         below `folder`. A family that cannot returns none."""
         return []
+
+    def modules(self) -> list[nn.Module]:
+        """The networks that a step runs, after `build`: the loop compiles them in place where `compile` is
+        on. A family that gives none is not compiled."""
+        return []
