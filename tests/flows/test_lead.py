@@ -233,6 +233,7 @@ def test_the_form_is_offered_by_whoever_leads(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(Killed):
         scene.run(lead)
     assert scene.kinds()[-1] == "approval-requested"
+    assert scene.world.platform.history()[-1].document["data"]["wave"] == 0
     scene.world.record("flow-restarted")
     lead = scene.lead(name)
 

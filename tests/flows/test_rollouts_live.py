@@ -175,6 +175,7 @@ def test_blue_green_in_two_waves_approved_through_prefects_form(site: Site) -> N
     assert second.clouds["west"].promoted
     approved = [e.document for e in site.platform.history() if e.document["kind"] == "approved"][-1]
     assert approved["reason"] == "prefect-ui, unverified: Cid: looks well"
+    assert approved["data"]["wave"] == 0
     site.in_phase(rollout, "awaiting-approval")
     form = _form(site, rollout, 1)
     site.decide(rollout, "promote", reason="by hand")
