@@ -52,6 +52,7 @@ class Attempt:
         self.flow_run = run
         self.started = self.heard = time.monotonic()
         self.printed = 0
+        self.begun = False
         self.parent = os.getppid()
         self.folder = home.scratch(self.home) / f"{request}-{n}"
         self.output = self.folder / f"{request}-{n}"
@@ -200,14 +201,16 @@ class Attempt:
         While the store does not answer the training goes on, for the heartbeat's deadline.
         """
         self.heard = answered = tell_at = time.monotonic()
-        self.printed, away = 0, False
+        self.printed, self.begun, away = 0, False, False
         while True:
             code = child.poll()
             self.hear(child)
             if code is not None:
                 return code
             if time.monotonic() - self.heard > self.context.stall_s:
-                return self.stalled(child)
+                if not self.caching():
+                    return self.stalled(child)
+                self.heard = time.monotonic()
             if os.getppid() != self.parent:
                 raise Outcome("LostWorker", "The worker of this attempt is gone.")
             try:
@@ -218,12 +221,11 @@ class Attempt:
                     self.report.beat(child)
                     self.still_wanted()
                     answered, away = time.monotonic(), False
+                    tell_at = answered + BEAT_S
             except StoreUnavailable:
-                away = True
+                away, tell_at = True, time.monotonic() + BEAT_S
                 if time.monotonic() - answered > self.context.heartbeat_s:
                     raise
-            if due or away:
-                tell_at = time.monotonic() + BEAT_S
             await asyncio.sleep(POLL_S)
 
     def hear(self, child: TrainerChild) -> None:
@@ -240,6 +242,7 @@ class Attempt:
         match event.get("event"):
             case "start":
                 self.check_child(event.get("package"))
+                self.begun = True
             case "phase":
                 facts.phase = str(event.get("name", ""))
             case "step":
@@ -252,6 +255,13 @@ class Attempt:
                 facts.result = event
             case "failure":
                 facts.failure = event
+
+    def caching(self) -> bool:
+        """Before its first event a trainer encodes its dataset, maybe for hours: it fills its cache."""
+        since = time.time() - self.context.stall_s
+        return not self.begun and any(
+            path.stat().st_mtime > since for path in home.cache(self.home).rglob("*") if path.is_file()
+        )
 
     def stalled(self, child: TrainerChild) -> int:
         """It hangs: ended, with the checkpoint that it may still save. The exit code of a failure."""

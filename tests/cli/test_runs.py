@@ -126,6 +126,27 @@ def test_logs_follow_to_the_last_byte(cli, serve):
     assert asked == ["after=0", "after=1", "after=1"]
 
 
+def test_logs_say_what_is_not_kept(cli, serve):
+    serve.on(f"GET /api/requests/{ID}/logs", {"text": "b\n", "next": 900, "attempt": 1, "dropped": 898})
+    status, out, err = cli("runs", "logs", ID)
+    assert (status, out) == (0, "b\n")
+    assert "898 bytes" in err
+    assert json.loads(cli("runs", "logs", ID, "--json")[1])["dropped"] == 898
+
+
+def test_logs_follow_from_attempt_to_attempt(cli, serve):
+    """The rest of the one that ended, then each later one from its beginning."""
+    serve.on(f"GET /api/requests/{ID}", request(), request("succeeded"))
+    pages = [("a", 1, 1), ("x", 2, 3), ("rest\n", 6, 1), ("two\n", 4, 2), ("three\n", 6, 3)]
+    answers = [{"text": text, "next": at, "attempt": n, "dropped": 0} for text, at, n in pages]
+    serve.on(f"GET /api/requests/{ID}/logs", *answers)
+    status, out, err = cli("runs", "logs", "-f", ID)
+    assert (status, out) == (0, "arest\ntwo\nthree\n")
+    assert err == "attempt 2:\nattempt 3:\n"
+    asked = [path.partition("?")[2] for _, path, _ in serve.calls if path.partition("?")[0].endswith("/logs")]
+    assert asked == ["after=0", "after=1", "after=1&attempt=1", "after=0&attempt=2", "after=0&attempt=3"]
+
+
 def test_cancel_needs_yes_off_a_terminal(cli, serve):
     serve.on(f"POST /api/requests/{ID}/cancel", {"id": ID, "state": "cancelled"})
     assert cli("runs", "cancel", ID)[0] == 2

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lora_ops import ids, keys
+from tasks.log_window import pack
 
 CONFIG = "train_data_dir: ./facts\nbase_model: ./base.gguf\noutput_dir: ./out\nlearning_rate: 2e-4\n"
 OLD = f"sha256:{'a' * 64}"
@@ -176,6 +177,24 @@ def test_logs_begin_again_when_the_log_was_cut(world: Any) -> None:
     name = world.request()
     world.store.put(keys.log(name, 1), b"newest part")
     assert world.get(f"/api/requests/{name}/logs", after=10_000)["text"] == "newest part"
+
+
+def test_logs_say_what_is_not_kept(world: Any) -> None:
+    """The store keeps a sliding window: a follower gets what is there, and how much is not."""
+    name = world.request()
+    path, whole, got, lost, at = f"/api/requests/{name}/logs", b"", "", 0, 0
+    for n in range(60):
+        whole += f"step {n}\n".encode()
+        kept = whole[-40:].partition(b"\n")[2] if len(whole) > 40 else whole
+        world.store.put(keys.log(name, 1), pack(len(whole) - len(kept), kept))
+        if n % 7 in (0, 1, 2):
+            part = world.get(path, after=at)
+            got, lost, at = got + part["text"], lost + part["dropped"], part["next"]
+            assert got.endswith(f"step {n}\n")
+            assert at == len(whole)
+    assert lost == len(whole) - len(got) - (len(whole) - at)
+    assert lost > 0
+    assert world.get(path, after=at)["dropped"] == 0
 
 
 def test_logs_of_an_attempt(world: Any) -> None:

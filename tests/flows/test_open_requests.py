@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flows.context import HEARTBEAT_ENV, STALL_ENV
+from flows.open_requests import OpenRequests
 from lora_ops import keys
 from lora_ops.errors import StoreUnavailable
 from lora_ops.gates.samples import Outcome
@@ -16,7 +19,7 @@ from lora_ops.reconcile import Limits, Run
 from lora_ops.request import AttemptState, Pin, RequestState, ResultState
 from lora_ops.state import Track
 from tasks.store.faulty import Fault
-from tests.flows.reconciler_world import ALIVE, NEW, OLD, WRITES, World, counting, drive, nth, patch
+from tests.flows.reconciler_world import ALIVE, NEW, OLD, SPEC, WRITES, World, counting, drive, nth, patch
 
 ROUTE_AWAY = [Track.CANARY, Track.STABLE]
 
@@ -361,3 +364,113 @@ def test_a_marker_of_a_dead_submitter_is_cleared_away(
     assert state.result is not None
     assert state.result.state is ResultState.ABANDONED
     assert not world.store.list("open")
+
+
+def _hanging(world: World) -> tuple[OpenRequests, str]:
+    """A request whose attempt runs and never ends."""
+    request = world.request()
+    reconciler = world.reconciler()
+    reconciler.tick(ALIVE)
+    world.work(("hang",))
+    reconciler.tick(ALIVE)
+    return reconciler, request
+
+
+def _heard_long_ago(reconciler: OpenRequests) -> None:
+    """The store's clock is far beyond the last heartbeat."""
+    later = SimpleNamespace(earliest=1e11, latest=1e11)
+    reconciler.platform.clock = SimpleNamespace(now=lambda: later, ok=True)  # type: ignore[assignment]
+
+
+def test_silence_is_given_up(new_world: Callable[[], World]) -> None:
+    world = new_world()
+    reconciler, request = _hanging(world)
+    _heard_long_ago(reconciler)
+    reconciler.tick(ALIVE)
+    assert world.platform.request(request).attempts[0].cause == "no_heartbeat"
+
+
+def test_silence_counts_from_the_return_of_a_store_that_was_away(new_world: Callable[[], World]) -> None:
+    world = new_world()
+    away: list[bool] = []
+    reconciler = world.reconciler(lambda method, key: Fault.NO_REQUEST if away else None)
+    request = world.request()
+    reconciler.tick(ALIVE)
+    world.work(("hang",))
+    reconciler.tick(ALIVE)
+    away.append(True)
+    with pytest.raises(StoreUnavailable):
+        reconciler.tick(ALIVE)
+    away.clear()
+    world.now += 3600.0
+    _heard_long_ago(reconciler)
+    for _ in range(2):
+        reconciler.tick(ALIVE)
+        assert world.platform.request(request).attempts[0].state is AttemptState.OPEN
+    world.now += SPEC.requests.heartbeat_deadline + 1
+    reconciler.tick(ALIVE)
+    assert world.platform.request(request).attempts[0].cause == "no_heartbeat"
+
+
+def test_a_double_that_ended_its_own_run_does_not_end_the_attempt(new_world: Callable[[], World]) -> None:
+    """Prefect lost its database: the second run gives its slot back, the first process goes on."""
+    world = new_world()
+    reconciler, request = _hanging(world)
+    world.prefect.by_key.clear()
+    reconciler.tick(ALIVE)
+    double = world.prefect.run_of(request, 1)
+    double.run, double.name = Run.CANCELLED, "Duplicate"
+    for _ in range(5):
+        world.now += 10.0
+        reconciler.tick(ALIVE)
+    assert world.platform.request(request).attempts[0].state is AttemptState.OPEN
+    _heard_long_ago(reconciler)
+    reconciler.tick(ALIVE)
+    assert world.platform.request(request).attempts[0].cause == "no_heartbeat"
+
+
+def test_a_dark_cloud_gets_nothing_while_another_is_open(new_world: Callable[[], World]) -> None:
+    """Not even what was lost on the other one."""
+    world = new_world()
+    reconciler = world.reconciler()
+    requests = [world.request() for _ in range(12)]
+    for _ in range(4):
+        reconciler.tick(ALIVE, frozenset({"west"}))
+        world.work(("die", "succeed"))
+        world.now += 10.0
+    for request in requests:
+        attempts = world.platform.request(request).attempts
+        assert [each.cloud for each in attempts] == ["east", "east"]
+
+
+def test_a_probe_waits_for_its_cloud(new_world: Callable[[], World]) -> None:
+    world = new_world()
+    rollout = world.rollout()
+    probes = [
+        world.request(probe=f"{rollout.id}/0", pin=Pin(cloud="west", track=track)) for track in ROUTE_AWAY
+    ]
+    reconciler = world.reconciler()
+    reconciler.tick({**ALIVE, "west": frozenset()})
+    assert not any(world.platform.request(probe).attempts for probe in probes)
+    reconciler.tick(ALIVE)
+    assert [world.platform.request(probe).attempts[0].track for probe in probes] == ROUTE_AWAY
+
+
+def test_a_probe_of_a_closed_cloud_ends_with_its_rollout(new_world: Callable[[], World]) -> None:
+    world = new_world()
+    rollout = world.rollout()
+    stable = world.request(probe=f"{rollout.id}/0", pin=Pin(cloud="west", track=Track.STABLE))
+    world.record("rolled-back", reason="a gate failed")
+    world.reconciler().tick({**ALIVE, "west": frozenset()})
+    result = world.platform.request(stable).result
+    assert result is not None
+    assert result.state is ResultState.CANCELLED
+
+
+def test_an_attempt_is_told_its_deadlines(new_world: Callable[[], World]) -> None:
+    world = new_world()
+    request = world.request()
+    world.reconciler().tick(ALIVE)
+    env = world.prefect.run_of(request, 1).env
+    assert float(env[STALL_ENV]) == SPEC.requests.stall_deadline == 1800
+    assert float(env[HEARTBEAT_ENV]) == SPEC.requests.heartbeat_deadline

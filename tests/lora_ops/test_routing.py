@@ -222,3 +222,28 @@ def test_a_pinned_probe_reaches_no_canary_outside_of_its_wave() -> None:
         for steps in (0, 4, 5, 6, 7, 8, 9)
     }
     assert reached == {0: [], 4: [], 5: ["a"], 6: [], 7: ["b", "c"], 8: [], 9: []}
+
+
+@given(fleets, request_ids, st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_dark_cloud_gets_nothing_while_another_is_open(
+    of: Fleet, request_id: str, data: st.DataObject
+) -> None:
+    """Whatever the request prefers or should avoid; when all are dark it goes where it would have gone."""
+    names = st.sampled_from([each.cloud for each in of.lanes])
+    dark, avoid = data.draw(st.sets(names)), data.draw(st.sets(names))
+    closed, wish = data.draw(st.sets(names)), data.draw(names | st.none())
+    of = fleet(*[replace(each, open=each.cloud not in closed) for each in of.lanes])
+    usable = {each.cloud for each in of.lanes if each.open}
+    if not usable:
+        with pytest.raises(ConflictError):
+            route(request_id, of, NOW, dark=dark)
+        return
+    found = route(request_id, of, NOW, cloud=wish, avoid=avoid, dark=dark)
+    assert found.cloud in usable
+    if usable - dark:
+        assert found.cloud not in dark
+        if usable - dark - avoid:
+            assert found.cloud not in avoid
+    else:
+        assert found == route(request_id, of, NOW, cloud=wish, avoid=avoid)
