@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tasks.store import Store, open_store
+from tests.tasks.source_trees import git, write_tree
 
 pytest.register_assert_rewrite("tasks.store.contract")
 
@@ -53,3 +54,22 @@ def file_store(tmp_path: Path) -> Store:
 @pytest.fixture
 def memory_store() -> Store:
     return open_store("memory://")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def repo(tree: Path) -> Path:
+    git(tree, "init", "-q", "-b", "main")
+    (tree / ".gitignore").write_text("ignored*\n__pycache__\n")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "one")
+    return tree
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
