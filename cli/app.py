@@ -78,6 +78,11 @@ def run(arguments: Sequence[str]) -> int:
         options.remove("--debug")
     try:
         root = LazyGroup("lora-ops", COMMANDS, GROUPS, no_args_is_help=True)
+        if options[1:] and options[-1] in HELP["help_option_names"]:
+            text = _help_of(root, options[:-1])
+            if text is not None:
+                sys.stdout.write(f"{text}\n")
+                return 0
         status = root.main(options, prog_name="lora-ops", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except LoraOpsError as error:
@@ -96,6 +101,23 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         return report(LoraOpsError(message, "This is a defect of lora-ops; `--debug` shows where."), as_json)
+
+
+def _help_of(root: LazyGroup, path: Sequence[str]) -> str | None:
+    """The help of `lora-ops GROUP COMMAND`, without parsing, for which Typer imports pydantic.
+
+    None when the words are not just a command's name.
+    """
+    group: Any = root
+    context = root.context_class(root, info_name="lora-ops")
+    for word in path:
+        command = group.get_command(context, word) if isinstance(group, LazyGroup) else None
+        if command is None:
+            return None
+        settings = command.context_settings
+        context = command.context_class(command, info_name=word, parent=context, **settings)
+        group = command
+    return str(group.get_help(context))
 
 
 def report(error: LoraOpsError, as_json: bool) -> int:

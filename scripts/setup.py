@@ -112,7 +112,8 @@ class Progress:
 def pip(label: str, *arguments: str) -> None:
     """Runs `pip install`; its output goes to the log, and the newest of it to the terminal when it fails."""
     options = "--disable-pip-version-check --no-input --progress-bar off --constraint"
-    command = [VENV / "bin" / "python", "-m", "pip", "install", *options.split(), CONSTRAINTS, *arguments]
+    python = str(VENV / "bin" / "python")
+    command = [python, "-m", "pip", "install", *options.split(), str(CONSTRAINTS), *arguments]
     progress = Progress(label)
     newest: deque[str] = deque(maxlen=30)
     try:

@@ -24,13 +24,23 @@ def test_help_imports_nothing(process, arguments):
     assert err.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["rollout", "watch", "--help"], ["deploy", "--help"], ["help", "exit-codes"]]
-)
-def test_help_of_commands_imports_nothing_heavy(process, arguments):
-    out, err = process(*arguments, code=LIGHT_SHOW).communicate()
+@pytest.mark.parametrize("arguments", [["rollout", "watch", "--help"], ["deploy", "-h"], ["train", "--help"]])
+def test_help_of_a_command_imports_only_typer(process, arguments):
+    out, err = process(*arguments, code=SHOW).communicate()
+    assert "-h, --help" in out
+    assert err.strip() == "['typer']"
+
+
+def test_help_on_a_topic_imports_nothing_heavy(process):
+    out, err = process("help", "exit-codes", code=LIGHT_SHOW).communicate()
     assert out.strip()
     assert err.strip() == "[]"
+
+
+def test_help_among_other_words_is_parsed(cli):
+    status, _, err = cli("deply", "--help")
+    assert (status, "Did you mean `deploy`?" in err) == (2, True)
+    assert "Usage: lora-ops deploy" in cli("deploy", "--json", "--help")[1]
 
 
 def test_every_command_is_in_one_section():
