@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer import LoRATrainer
 from trainer.export.kohya import to_kohya
-from trainer.export.names import classic, kohya_name
+from trainer.export.names import classic, naming
 from trainer.export.tensor_file import serialize
 from trainer.lora import Adapter, Layer, Plan, extract, inject
 from trainer.models.sd import TARGETS
@@ -109,7 +109,7 @@ def test_sd15_has_kohyas_192_modules_and_names() -> None:
         n.removesuffix(".lora_A.default") for n, m in unet.named_modules() if n.endswith(".lora_A.default")
     ]
     assert len(names) == 192
-    kohya = {kohya_name("unet", name) for name in names}
+    kohya = {naming("sd1").kohya("unet", name) for name in names}
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q" in kohya
     assert "lora_unet_mid_block_attentions_0_proj_in" in kohya
     assert "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj" in kohya
@@ -118,7 +118,7 @@ def test_sd15_has_kohyas_192_modules_and_names() -> None:
 def test_text_model_is_put_back_for_those_who_expect_it() -> None:
     flat, old = "encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.self_attn.q_proj"
     assert classic("text_encoder", flat) == classic("text_encoder", old) == old
-    assert kohya_name("text_encoder", flat) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    assert naming("sd1").kohya("text_encoder", flat) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     assert classic("unet", flat) == flat
 
 

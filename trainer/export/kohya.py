@@ -1,63 +1,50 @@
-"""The flat .safetensors that A1111, ComfyUI and kohya's tools read (sd-scripts networks/lora.py)."""
+"""The flat .safetensors that A1111, ComfyUI and kohya's tools read (sd-scripts networks/lora.py, LyCORIS)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainer.export.names import kohya_name
+from trainer.export.description import describe
+from trainer.export.effect import full_matrices, scale
+from trainer.export.keys import KOHYA, PREFIX, kohya_key
+from trainer.export.layers import layers_of
+from trainer.export.names import Naming, naming
 from trainer.export.tensor_file import serialize, write
 from trainer.lora import Adapter
 
 
-def to_kohya(component: str, adapter: Adapter) -> dict[str, Tensor]:
-    """NAME.lora_down.weight, NAME.lora_up.weight and NAME.alpha of every module; the effective scale is
-    alpha / rank. Shapes: down (r, in[, kh, kw]), up (out, r[, 1, 1]), alpha ()."""
+def to_kohya(component: str, adapter: Adapter, names: Naming | None = None) -> dict[str, Tensor]:
+    """The tensors of one part, and NAME.alpha () of every module: alpha / rank is the effective scale, rsLoRA
+    or not. Shapes as in Layer; `dora_scale` is (out, 1[, 1, 1]) as LyCORIS has it. A lokr of two whole
+    matrices carries its scale in the first: readers take none."""
+    names = names or naming("sd1")
     tensors: dict[str, Tensor] = {}
     for module, layer in adapter.layers.items():
-        name = kohya_name(component, module)
-        tensors[f"{name}.lora_down.weight"] = layer.tensors["down"]
-        tensors[f"{name}.lora_up.weight"] = layer.tensors["up"]
-        tensors[f"{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
+        name = names.kohya(component, module)
+        factor = scale(layer, adapter.rslora)
+        if full_matrices(layer):
+            tensors[f"{name}.lokr_w1"] = layer.tensors["w1"] * factor
+            tensors[f"{name}.lokr_w2"] = layer.tensors["w2"]
+            tensors[f"{name}.alpha"] = torch.tensor(float(layer.rank))
+            continue
+        for part, tensor in layer.tensors.items():
+            if part == "magnitude":
+                tensor = tensor.reshape(-1, *[1] * (layer.tensors["down"].dim() - 1))
+            end = KOHYA[part] if layer.kind == "lora" else PREFIX[layer.kind] + part
+            tensors[f"{name}.{end}"] = tensor
+        tensors[f"{name}.alpha"] = torch.tensor(factor * layer.rank, dtype=torch.float32)
     return tensors
 
 
-def metadata(
-    adapter: Adapter,
-    *,
-    name: str,
-    resolution: int,
-    prediction: str,
-    captions: Iterable[str],
-    extra: Mapping[str, str],
-) -> dict[str, str]:
-    """`ss_*` and `modelspec.*` (sd-scripts train_network.py, sai_model_spec.py). No dates: the same training
-    gives the same bytes."""
-    tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(adapter.description["r"]),
-        "ss_network_alpha": str(float(adapter.description["lora_alpha"])),
-        "ss_network_args": "{}",
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
-        "ss_output_name": name,
-        "ss_resolution": f"({resolution}, {resolution})",
-        "ss_tag_frequency": json.dumps({name: dict(sorted(tags.items()))}, ensure_ascii=False),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": name,
-        "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
-        **extra,
-    }
+def from_kohya(tensors: Mapping[str, Tensor], names: Naming) -> dict[str, Adapter]:
+    """{component: adapter}; without an alpha the scale is 1. Raises UserError that lists unknown keys."""
+    found = layers_of(tensors, lambda key: kohya_key(key, names))
+    return {component: Adapter(layers, describe(layers)) for component, layers in found.items()}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:

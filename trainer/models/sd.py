@@ -12,8 +12,7 @@ from torch import Tensor
 from trainer.data import DatasetReport, ImageItem
 from trainer.data.report import Item
 from trainer.errors import ConfigError
-from trainer.export import diffusers as diffusers_file
-from trainer.export import kohya
+from trainer.export.images import ImageFacts, save_images
 from trainer.fast_imports import lean_imports
 from trainer.lora import extract, inject, plan_of
 from trainer.losses import add_noise, alphas_cumprod, snr_weight, target
@@ -120,15 +119,14 @@ class StableDiffusion(Family):
         return [self.items[index].name for index in batch]
 
     def export(self, folder: Path, run: RunFacts) -> list[Path]:
-        adapter = extract(self.unet)
-        name = folder.absolute().name
-        written = [diffusers_file.save(folder, {"unet": adapter})]
-        meta = kohya.metadata(
-            adapter,
-            name=name,
+        facts = ImageFacts(
+            name=folder.absolute().name,
+            unet=self.unet_config,
+            base_model=str(self.setup.base.path),
             resolution=self.side,
             prediction=self.prediction,
             captions=[item.caption for item in self.items],
+            trigger=self.config.trigger_word,
             extra={
                 "ss_learning_rate": str(self.config.learning_rate),
                 "ss_seed": str(self.config.seed),
@@ -137,8 +135,7 @@ class StableDiffusion(Family):
                 "ss_sd_model_name": self.setup.base.path.name,
             },
         )
-        kohya.save(folder / f"{name}.safetensors", kohya.to_kohya("unet", adapter), meta)
-        return [*written, folder / f"{name}.safetensors"]
+        return save_images(folder, {"unet": extract(self.unet)}, facts)
 
 
 def _parts_of(setup: Setup) -> Parts:
