@@ -30,6 +30,7 @@ from tasks import home
 from tasks.child import TrainerChild
 from tasks.datasets import download_folder, fetch_dataset, newest_checkpoint
 from tasks.source_tree import digest_of_running
+from trainer.data import place
 
 POLL_S = 0.2
 GRACE_S = 20.0
@@ -180,9 +181,7 @@ class Attempt:
         document = yaml.safe_load(text)
         if order.dataset and order.dataset_digest:
             where = fetch_dataset(self.store, order.dataset, order.dataset_digest, home.datasets(self.home))
-            for key in ("train_data_dir", "metadata_path"):
-                if document.get(key) is not None:
-                    document[key] = str(where / document[key])
+            document = place(document, where)
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(document, sort_keys=False))
         resume = "never"

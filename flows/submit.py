@@ -36,9 +36,9 @@ from lora_ops.request import Order, Pin, RequestState, ResultState
 from tasks.datasets import store_dataset
 from tasks.platform import Platform
 from trainer.config import TrainConfig, parse_config
-from trainer.data import check_dataset, dataset_digest, dataset_files, relocate
+from trainer.data import DATA_PATHS, check_dataset, dataset_digest, dataset_files, relocate
 
-PATHS = ("train_data_dir", "base_model", "output_dir", "metadata_path", "cache_dir")
+PATHS = (*DATA_PATHS, "base_model", "output_dir", "cache_dir", "chat_template", "plugins")
 
 _SAFE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -176,14 +176,16 @@ def absolute_config(text: str, *, source: str, cwd: str | Path) -> tuple[str, Tr
     """The config as YAML and parsed, its relative paths taken from `cwd`. ConfigError names its faults."""
     with users_errors():
         parsed = parse_config(text, source)
-    base, changes = Path(cwd), {}
+    base = Path(cwd)
+    changes: dict[str, Any] = {}
     for key in PATHS:
-        path = getattr(parsed, key)
-        if path is None:
-            continue
-        if not path.is_absolute() and not base.is_absolute():
-            raise ConfigError(f"{source}: `{key}` is {path}, relative to no folder.", "Write the whole path.")
-        changes[key] = base / path
+        value = getattr(parsed, key)
+        for path in value if isinstance(value, tuple) else [value]:
+            if path is not None and not path.is_absolute() and not base.is_absolute():
+                what = f"{source}: `{key}` is {path}, relative to no folder."
+                raise ConfigError(what, "Write the whole path.")
+        if value:
+            changes[key] = tuple(base / each for each in value) if isinstance(value, tuple) else base / value
     config = parsed.model_copy(update=changes)
     return _yaml(config, {}), config
 
@@ -196,7 +198,7 @@ def read_wish(config_text: str, *, source: str, cwd: str | Path, **order: Any) -
     _, config = absolute_config(config_text, source=source, cwd=cwd)
     with users_errors():
         moved = relocate(config, Path())
-    data = {"train_data_dir": moved.train_data_dir, "metadata_path": moved.metadata_path}
+    data = {key: getattr(moved, key) for key in DATA_PATHS}
     text = _yaml(config, {key: path.as_posix() for key, path in data.items() if path is not None})
     digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     folder = _SAFE_NAME.sub("-", config.train_data_dir.resolve().name)[:80].strip("-.") or "dataset"
@@ -208,7 +210,7 @@ def check(wish: Wish) -> Checked:
     config = wish.config
     with users_errors():
         digest = dataset_digest(config)
-        key = (digest, config.base_model, config.on_bad_image, config.caption_column, config.resolution)
+        key = (digest, wish.text, config.base_model)
         with _checked_lock:
             known = _checked.get(key)
         if known is not None and config.base_model.exists():

@@ -206,12 +206,6 @@ def test_unusable_metadata_is_one_problem(
     assert report.problems[0].file.endswith("metadata.csv")
 
 
-def test_a_folder_of_folders_says_which(tmp_path: Path, sd_header: Path) -> None:
-    picture(tmp_path / "data" / "10_style" / "a.png")
-    (problem,) = check_dataset(config(tmp_path, sd_header)).problems
-    assert "10_style" in problem.hint
-
-
 def test_a_changed_picture_is_decoded_again(tmp_path: Path, sd_header: Path) -> None:
     picture(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "a.txt").write_text("a")
@@ -228,7 +222,7 @@ def test_bad_chat_rows_are_listed_with_their_lines(tmp_path: Path, lm_header: Pa
         json.dumps(good, ensure_ascii=False),
         "",
         "{",
-        json.dumps({"question": "x", "output": "y"}),
+        json.dumps({"question": "x", "answer": "y"}),
         json.dumps({"messages": [{"role": "usr", "content": "x"}]}),
         json.dumps({"messages": [{"role": "user", "content": ""}]}),
         json.dumps({"messages": [{"role": "user", "content": "x"}]}),
@@ -242,7 +236,7 @@ def test_bad_chat_rows_are_listed_with_their_lines(tmp_path: Path, lm_header: Pa
         ("a.jsonl", None),
         *[("b.jsonl", line) for line in (3, 4, 5, 6, 7, 8, 9)],
     ]
-    assert "instruction" in report.problems[2].what
+    assert "answer, question" in report.problems[2].what
     assert [item.name for item in report.items] == ["b.jsonl:1"]
 
 

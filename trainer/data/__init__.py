@@ -1,11 +1,12 @@
 """Datasets: read, checked before step 0, and named by content. Imports no torch."""
 
 from trainer.data.check import check_dataset
-from trainer.data.digest import dataset_digest, dataset_files, dataset_manifest, relocate
+from trainer.data.digest import DATA_PATHS, dataset_digest, dataset_files, dataset_manifest, place, relocate
 from trainer.data.report import ChatItem, DatasetReport, ImageItem, Problem
 from trainer.errors import DataError, ModelError
 
 __all__ = [
+    "DATA_PATHS",
     "ChatItem",
     "DataError",
     "DatasetReport",
@@ -16,5 +17,6 @@ __all__ = [
     "dataset_digest",
     "dataset_files",
     "dataset_manifest",
+    "place",
     "relocate",
 ]

@@ -12,13 +12,13 @@ Size = tuple[int, int]
 
 
 def fitting_step(side: int, step: int, multiple: int = 8) -> int:
-    """The step that buckets about `side` are made with: `step`, or the largest divisor of `side` below it
-    where `step` does not divide `side` or is more than half of it. Always a multiple of `multiple` (what the
-    model wants of a side)."""
+    """The step that buckets about `side` are made with: `step`, or a divisor of `side` where `step` does not
+    divide it or is more than half of it (then no more than a quarter, so that there are buckets at all).
+    Always a multiple of `multiple`, which is what the model wants of a side and divides it."""
     wanted = -(-step // multiple) * multiple
     if side % wanted == 0 and 2 * wanted <= side:
         return wanted
-    below = range(multiple, min(wanted, side // 2) + 1, multiple)
+    below = range(multiple, min(wanted, side // 4) + 1, multiple)
     return max((each for each in below if side % each == 0), default=multiple)
 
 

@@ -2,79 +2,127 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Sequence
+from pathlib import Path
 
-from trainer.cache import Cache, sha256_bytes
+from trainer.cache import Cache
 from trainer.config import TrainConfig
-from trainer.data import images
-from trainer.data.chat_rows import read_chats
-from trainer.data.imagefolder import read_images
+from trainer.data import advice
+from trainer.data.chat_rows import content_of, read_chats
+from trainer.data.decode import Say, decode_all
+from trainer.data.holdout import split
+from trainer.data.imagefolder import list_training, list_validation
+from trainer.data.listing import Listing, counted
 from trainer.data.report import DatasetReport, ImageItem, Problem
+from trainer.data.variants import known_augmentations
 from trainer.models.sniff import native_resolution, sniff
 
 
-def check_dataset(config: TrainConfig) -> DatasetReport:
-    """Check the dataset of `config`; the kind follows from the base model's own header.
+def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
+    """Check the dataset of `config`; the kind follows from the base model's own header. Held-out samples are
+    in `validation`. `say` gets a line of progress now and then when there are many pictures.
 
     A picture whose very bytes were decoded before (by this code) is not decoded again.
-    Raises ModelError when the base model is missing or of a kind that cannot be trained.
+    Raises ModelError when the base model is missing or of a kind that cannot be trained, ConfigError for an
+    augmentation that no plugin has.
     """
-    kind = sniff(config.base_model).kind
-    if kind == "text":
-        chats, problems = read_chats(config)
-        return DatasetReport(kind, list(chats), problems)
-    report = DatasetReport(kind)
-    listed, problems = read_images(config)
-    cache = Cache(config.cache_root)
-    for item in listed:
-        checked = _decode(item, cache)
-        if isinstance(checked, Problem):
-            problems.append(checked)
-        else:
-            report.items.append(checked)
-    if config.on_bad_image == "skip" and report.items:
-        report.warnings += [f"skipped: {problem}" for problem in problems]
-    else:
-        report.problems += problems
-    _advise(report, config)
+    base = sniff(config.base_model)
+    if base.kind == "text":
+        return _check_rows(config)
+    known_augmentations(config)
+    side = config.resolution or native_resolution(base)
+    return _check_images(config, side, say)
+
+
+def _check_rows(config: TrainConfig) -> DatasetReport:
+    rows, problems = read_chats(config)
+    report = DatasetReport("text", problems=problems)
+    if config.validation_dir is not None:
+        held = config.model_copy(update={"train_data_dir": config.validation_dir, "metadata_path": None})
+        kept, problems = read_chats(held)
+        report.problems += [_of(problem, config.validation_dir) for problem in problems]
+        report.items, report.validation = list(rows), list(kept)
+        return report
+    trained, kept_out = split([content_of(row) for row in rows], config.validation_split)
+    report.items = [rows[place] for place in trained]
+    report.validation = [rows[place] for place in kept_out]
+    _say_held(report, config)
     return report
 
 
-def _decode(item: ImageItem, cache: Cache) -> ImageItem | Problem:
-    try:
-        data = item.path.read_bytes()
-    except OSError as error:
-        return Problem(item.name, None, f"cannot be read: {error.strerror}")
-    sha = sha256_bytes(data)
-    key = {"sha256": sha, "code": images.VERSION}
-    known = cache.find("sizes", key, ".json")
-    if known is not None:
-        try:
-            width, height = json.loads(known.read_text())
-            return replace(item, sha256=sha, width=int(width), height=int(height))
-        except (ValueError, OSError):
-            pass
-    if not data:
-        return Problem(item.name, None, "is empty", "copy the picture again")
-    try:
-        width, height = images.open_rgb(data).size
-    except images.ImageError as error:
-        return Problem(item.name, None, str(error), "replace or remove it")
-    cache.put_bytes("sizes", key, ".json", json.dumps([width, height]).encode())
-    return replace(item, sha256=sha, width=width, height=height)
+def _of(problem: Problem, folder: Path) -> Problem:
+    name = problem.file if Path(problem.file).is_absolute() else f"{folder.name}/{problem.file}"
+    return Problem(name, problem.line, problem.what, problem.hint)
 
 
-def _advise(report: DatasetReport, config: TrainConfig) -> None:
-    pictures = [item for item in report.items if isinstance(item, ImageItem)]
-    side = config.resolution or (native_resolution(sniff(config.base_model)) if pictures else 0)
-    small = [item for item in pictures if min(item.width, item.height) < side]
-    if small:
-        report.warnings.append(
-            f"{len(small)} of {len(pictures)} images are smaller than {side} pixels and will "
-            f"be blurred by enlarging (the first: {small[0].name}); use larger ones or lower resolution."
+def _check_images(config: TrainConfig, side: int, say: Say | None) -> DatasetReport:
+    report = DatasetReport("images")
+    cache = Cache(config.cache_root)
+    listed, held = list_training(config), list_validation(config)
+    pictures, bad = _decoded(listed, config, cache, say)
+    kept, bad_kept = _decoded(held, config, cache, say)
+    report.problems += [*listed.faults, *held.faults]
+    skipped = [*bad, *bad_kept]
+    report.warnings += [*listed.warnings, *held.warnings]
+    report.notes += [*listed.notes, *held.notes]
+    if config.on_bad_image == "skip" and any(not item.regularisation for item in pictures):
+        if skipped:
+            number = len(listed.items) + len(held.items) + len(listed.problems) + len(held.problems)
+            report.warnings.append(
+                f"{len(skipped)} of {counted(number, 'picture')} are left out (on_bad_image: skip); "
+                "mend them, or take them out of the dataset:"
+            )
+        report.warnings += [f"skipped: {problem}" for problem in skipped]
+    else:
+        report.problems += skipped
+        report.skippable = bool(pictures and skipped) and not (listed.faults or held.faults)
+    if config.validation_dir is None:
+        pictures, kept = _held_out(pictures, config)
+    report.items, report.validation = list(pictures), list(kept)
+    if pictures:
+        report.buckets = advice.buckets_of(pictures, config, side)
+        report.warnings += [*advice.advise(pictures, config, side), *advice.duplicates(pictures, kept)]
+        report.notes.append(_coverage(pictures))
+        report.notes.append(
+            "buckets: " + ", ".join(f"{number} of {size}" for size, number in report.buckets.items())
         )
-    if config.lora_rank >= 32 and 0 < len(pictures) < 50:
+    _say_held(report, config)
+    return report
+
+
+def _decoded(
+    listed: Listing, config: TrainConfig, cache: Cache, say: Say | None
+) -> tuple[list[ImageItem], list[Problem]]:
+    good: list[ImageItem] = []
+    bad = list(listed.problems)
+    for checked in decode_all(listed.items, config, cache, say):
+        if isinstance(checked, Problem):
+            bad.append(checked)
+        else:
+            good.append(checked)
+    return good, bad
+
+
+def _held_out(pictures: Sequence[ImageItem], config: TrainConfig) -> tuple[list[ImageItem], list[ImageItem]]:
+    """(what is trained on, what is held out): regularisation pictures are never held out."""
+    own = [item for item in pictures if not item.regularisation]
+    trained, kept = split([item.sha256 for item in own], config.validation_split)
+    reg = [item for item in pictures if item.regularisation]
+    return [*(own[place] for place in trained), *reg], [own[place] for place in kept]
+
+
+def _coverage(pictures: Sequence[ImageItem]) -> str:
+    own = sum(item.source != "" for item in pictures)
+    rest = len(pictures) - own
+    fallback = f"; the other {rest} get caption_fallback" if rest else ""
+    return f"captions: {own} of {counted(len(pictures), 'picture')}{fallback}"
+
+
+def _say_held(report: DatasetReport, config: TrainConfig) -> None:
+    if config.validation_split and config.validation_dir is None and report.items and not report.validation:
         report.warnings.append(
-            f"lora_rank {config.lora_rank} on {len(pictures)} images tends to overfit; start with 4 to 8."
+            "validation_split holds out nothing: there are no two samples that differ; add some, or name "
+            "held-out ones in validation_dir."
         )
+    elif report.validation:
+        report.notes.append(f"held out for validation: {len(report.validation)}")

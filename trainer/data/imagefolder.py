@@ -1,176 +1,81 @@
-"""Which pictures and captions a dataset names: metadata.csv, metadata.jsonl, or a folder with sidecars."""
+"""Which pictures and captions a config names: of training, regularisation and validation."""
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data.images import SUFFIXES
+from trainer.data import masks
+from trainer.data.folders import read_pictures
+from trainer.data.listing import Listing
+from trainer.data.metadata import metadata_in, read_metadata
 from trainer.data.report import ImageItem, Problem
+from trainer.data.text_files import read_text
 
-FILE_COLUMNS = ("file_name", "image", "path")
-CAPTION_COLUMNS = ("text", "caption", "prompt")
-_FOUND_BY_NAME = ("metadata.csv", "metadata.jsonl")
+__all__ = ["list_training", "list_validation", "read_text"]
 
 
-def read_images(config: TrainConfig) -> tuple[list[ImageItem], list[Problem]]:
-    """Items in the order of the metadata (or by name), not decoded yet, and what is wrong with the list."""
-    folder = config.train_data_dir
+def list_training(config: TrainConfig) -> Listing:
+    """The pictures of train_data_dir, with their masks, and those of reg_data_dir; not decoded yet."""
+    found = _folder(config.train_data_dir, config.metadata_path, config, "train_data_dir")
+    _masked(found, config, needed=True)
+    if config.reg_data_dir is not None:
+        reg = _folder(config.reg_data_dir, None, config, "reg_data_dir")
+        reg.items = [replace(item, regularisation=True) for item in reg.items]
+        reg.below(config.reg_data_dir.name)
+        found.add(reg)
+    return found
+
+
+def list_validation(config: TrainConfig) -> Listing:
+    """The pictures of validation_dir, each once, with their masks where there are any."""
+    if config.validation_dir is None:
+        return Listing()
+    found = _folder(config.validation_dir, None, config, "validation_dir")
+    _masked(found, config, needed=False)
+    found.items = [replace(item, repeats=1) for item in found.items]
+    found.below(config.validation_dir.name)
+    return found
+
+
+def _folder(folder: Path, metadata: Path | None, config: TrainConfig, key: str) -> Listing:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
-        return [], [
-            Problem(str(folder), None, what, "set train_data_dir to the folder that holds the images")
-        ]
-    metadata = config.metadata_path or next(
-        (folder / n for n in _FOUND_BY_NAME if (folder / n).is_file()), None
-    )
-    if metadata is None:
-        return _flat(folder)
-    if not metadata.is_file():
-        return [], [
-            Problem(
-                str(metadata),
-                None,
-                "no such metadata file",
-                "correct metadata_path, or leave it out to use captions beside the images",
-            )
-        ]
-    return _from_metadata(folder, metadata, config.caption_column)
+        hint = f"set {key} to the folder that holds the images"
+        return Listing(faults=[Problem(str(folder), None, what, hint)])
+    metadata = metadata or metadata_in(folder)
+    if metadata is not None:
+        return read_metadata(folder, metadata, config)
+    return read_pictures(folder, config, _others(folder, config))
 
 
-def read_text(path: Path) -> tuple[str, Problem | None]:
-    """The UTF-8 text of `path` without a byte order mark, or the problem."""
-    try:
-        return path.read_bytes().decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        return "", Problem(path.name, line, "not UTF-8", "save the file as UTF-8")
-    except OSError as error:
-        return "", Problem(path.name, None, f"cannot be read: {error.strerror}")
+def _others(folder: Path, config: TrainConfig) -> Collection[Path]:
+    """The other folders that the config names."""
+    named = (config.train_data_dir, config.validation_dir, config.reg_data_dir, config.mask_dir)
+    return {each.absolute() for each in named if each is not None} - {folder.absolute()}
 
 
-def _flat(folder: Path) -> tuple[list[ImageItem], list[Problem]]:
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not images:
-        inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        hint = (
-            f"it holds folders ({', '.join(inner[:3])}): did you mean one of them?"
-            if inner
-            else f"images end with {', '.join(sorted(SUFFIXES))}"
-        )
-        return [], [Problem(str(folder), None, "holds no images", hint)]
-    items, problems = [], []
-    for image in images:
-        sidecar = next((s for s in map(image.with_suffix, (".txt", ".caption")) if s.is_file()), None)
-        if sidecar is None:
-            problems.append(Problem(image.name, None, "has no caption", f"write one to {image.stem}.txt"))
-            continue
-        text, problem = read_text(sidecar)
-        if problem is None and not text.strip():
-            problem = Problem(sidecar.name, None, "the caption is empty", "write what the picture shows")
-        if problem is not None:
-            problems.append(problem)
-            continue
-        items.append(ImageItem(image, image.name, " ".join(text.split()), sidecar.name))
-    return items, problems
-
-
-def _from_metadata(
-    folder: Path, metadata: Path, caption_column: str | None
-) -> tuple[list[ImageItem], list[Problem]]:
-    text, problem = read_text(metadata)
-    if problem is not None:
-        return [], [problem]
-    items: list[ImageItem] = []
-    problems: list[Problem] = []
-    rows = (
-        _jsonl_rows(text, metadata.name, problems)
-        if metadata.suffix.lower() in (".jsonl", ".json", ".ndjson")
-        else _csv_rows(text, metadata.name, problems)
-    )
-    names: list[str] | None = None
-    for line, row in rows:
-        here = (metadata.name, line)
-        named = _pick(row, FILE_COLUMNS)
-        caption = _pick(row, (caption_column,) if caption_column else CAPTION_COLUMNS)
-        if named is None:
-            problems.append(Problem(*here, "names no image", f"one of the columns {', '.join(FILE_COLUMNS)}"))
-            continue
-        path = next((p for p in (folder / named, metadata.parent / named) if p.is_file()), None)
-        if path is None:
-            if names is None:
-                names = [p.name for p in folder.iterdir()]
-            near = difflib.get_close_matches(Path(named).name, names, n=1)
-            problems.append(
-                Problem(
-                    *here, f"{named}: no such file in {folder}", f"did you mean {near[0]}?" if near else ""
-                )
-            )
-        if caption is None:
-            wanted = caption_column or " or ".join(CAPTION_COLUMNS)
-            problems.append(Problem(*here, f"{named}: has no caption", f"fill the column {wanted}"))
-        if path is not None and caption is not None:
-            items.append(ImageItem(path, named, " ".join(caption.split()), *here))
-    if not items and not problems:
-        problems.append(Problem(metadata.name, None, "has no rows", "one row an image: file_name,text"))
-    return items, problems
-
-
-def _pick(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
-    lowered = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
-    for column in columns:
-        value = lowered.get(column.lower())
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-    return None
-
-
-def _csv_rows(text: str, name: str, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        header = [column.strip().lower() for column in reader.fieldnames or ()]
-        if not set(header) & set(FILE_COLUMNS):
-            problems.append(
-                Problem(
-                    name,
-                    1,
-                    f"no column for the image in the header ({', '.join(header) or 'empty'})",
-                    f"name one {' or '.join(FILE_COLUMNS)}",
-                )
-            )
-            return
-        for row in reader:
-            if None in row:
-                problems.append(
-                    Problem(
-                        name,
-                        reader.line_num,
-                        "more fields than the header has",
-                        "put captions with commas in double quotes",
-                    )
-                )
-                continue
-            yield reader.line_num, row
-    except csv.Error as error:
-        problems.append(Problem(name, reader.line_num, f"not CSV: {error}"))
-
-
-def _jsonl_rows(text: str, name: str, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for line, raw in enumerate(text.split("\n"), 1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw)
-        except ValueError as error:
-            problems.append(Problem(name, line, f"not JSON: {error}"))
-            continue
-        if not isinstance(row, dict):
-            problems.append(Problem(name, line, "not a JSON object", '{"file_name": ..., "text": ...}'))
-            continue
-        yield line, row
+def _masked(found: Listing, config: TrainConfig, needed: bool) -> None:
+    if config.masked_loss != "folder":
+        if config.mask_dir is not None and needed:
+            found.warnings.append("mask_dir is not read; set masked_loss: folder to learn from the masks.")
+        return
+    if config.mask_dir is None or not config.mask_dir.is_dir():
+        what = "is not set" if config.mask_dir is None else f"{config.mask_dir}: no such folder"
+        hint = "masked_loss: folder wants a folder of masks with the pictures' names"
+        if needed:
+            found.faults.append(Problem("mask_dir", None, what, hint))
+        return
+    known = masks.masks_by_name(config.mask_dir)
+    with_masks: list[ImageItem] = []
+    for item in found.items:
+        masked = masks.with_mask(item, known, config.mask_dir)
+        if isinstance(masked, ImageItem):
+            with_masks.append(masked)
+        elif needed:
+            found.problems.append(masked)
+        else:
+            with_masks.append(item)
+    found.items = with_masks

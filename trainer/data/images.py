@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif"})
 VERSION = f"1/pillow-{Image.__version__}"
 """Part of every cache key: what a file's pixels are depends on this code."""
+
+_lock = threading.Lock()
+_decoding = 0
+_silence = warnings.catch_warnings()
 
 
 class ImageError(ValueError):
     """The file is not a picture that can be decoded; the message says why."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the decoders' warnings. `warnings.catch_warnings` is of the process, not of a thread: only the
+    first of several threads opens it, and the last closes it."""
+    global _decoding, _silence
+    with _lock:
+        if _decoding == 0:
+            _silence = warnings.catch_warnings()
+            _silence.__enter__()
+            warnings.simplefilter("ignore")
+        _decoding += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _decoding -= 1
+            if _decoding == 0:
+                _silence.__exit__(None, None, None)
 
 
 def colour(name: str) -> tuple[int, int, int]:
@@ -39,12 +65,10 @@ def open_alpha(data: bytes | Path) -> Image.Image:
 
 def _opened(data: bytes | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
-                opened.seek(0)
-                opened.load()
-                return convert(ImageOps.exif_transpose(opened))
+        with _quiet(), Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
+            opened.seek(0)
+            opened.load()
+            return convert(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -16,18 +17,21 @@ from trainer.data.report import ImageItem, Problem
 from trainer.errors import DataError
 
 
-def masks_by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures below `folder` by the stem of their names, the first of two by name."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in images.SUFFIXES and path.is_file():
-            found.setdefault(path.stem, path)
+def masks_by_name(folder: Path) -> dict[str, Path]:
+    """The pictures below `folder` by their path in it without the suffix, and by the mere stem of their names
+    where only one has it."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+    stems = Counter(path.stem for path in files)
+    found = {path.stem: path for path in files if stems[path.stem] == 1}
+    for path in reversed(files):
+        found[path.relative_to(folder).with_suffix("").as_posix()] = path
     return found
 
 
 def with_mask(item: ImageItem, known: Mapping[str, Path], folder: Path) -> ImageItem | Problem:
-    """`item` with its mask out of `known` (see `masks_by_stem`), or the problem that it has none."""
-    mask = known.get(item.path.stem)
+    """`item` with its mask out of `known` (see `masks_by_name`), or the problem that it has none."""
+    name = PurePosixPath(item.name).with_suffix("").as_posix()
+    mask = known.get(name) or known.get(item.path.stem)
     if mask is not None:
         return replace(item, mask=mask)
     near = difflib.get_close_matches(item.path.stem, known, n=1)

@@ -81,13 +81,18 @@ Item = ImageItem | ChatItem | TextItem
 class DatasetReport:
     """`items` are trained on (regularisation pictures among them), `validation` is held out.
 
-    `problems` stop a training; `warnings` do not."""
+    `problems` stop a training; `warnings` do not; `notes` only say what was found. `buckets`: how many
+    pictures each size ("width x height" in pixels, as `768x512`) gets, repeats not counted. `skippable`: the
+    problems are of single pictures, which on_bad_image: skip would leave out."""
 
     kind: Kind
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     validation: list[Item] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    buckets: dict[str, int] = field(default_factory=dict)
+    skippable: bool = False
 
     @property
     def ok(self) -> bool:
@@ -101,7 +106,7 @@ class DatasetReport:
             raise DataError(
                 f"The dataset has {count} problem{'s' if count > 1 else ''}:\n  {lines}\n",
                 "Nothing was trained. Mend or remove them"
-                + (", or set on_bad_image: skip." if self.kind == "images" and self.items else "."),
+                + (", or set on_bad_image: skip." if self.skippable else "."),
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,6 +114,9 @@ class DatasetReport:
         return {
             "kind": self.kind,
             "items": len(self.items),
+            "validation": len(self.validation),
             "problems": [problem.as_dict() for problem in self.problems],
             "warnings": self.warnings,
+            "notes": self.notes,
+            "buckets": self.buckets,
         }

@@ -1,0 +1,131 @@
+"""What a user should know about pictures that can be trained on: warnings with their remedy, and facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from trainer.config import TrainConfig
+from trainer.data.buckets import Size, bucket_for, sizes_of
+from trainer.data.listing import counted
+from trainer.data.report import ImageItem
+from trainer.data.variants import cover
+
+SHARP = 512
+"""The shorter side in pixels below which pictures make results blurred."""
+FEW = 50
+"""Fewer pictures than this are easily overfitted by a high rank."""
+_LOST = 0.25
+
+
+def buckets_of(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> dict[str, int]:
+    """How many pictures each bucket gets, as {"768x512": 3}, by size."""
+    sizes = sizes_of(config, side)
+    count = Counter(bucket_for(item.width, item.height, sizes) for item in pictures)
+    return {f"{width}x{height}": count[width, height] for width, height in sorted(count)}
+
+
+def advise(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
+    """Warnings about checked pictures, for a model trained at `side` pixels."""
+    found = [*_small(pictures, config, side), *_cut(pictures, config, side)]
+    own = [item for item in pictures if not item.regularisation]
+    if config.lora_rank >= 32 and 0 < len(own) < FEW:
+        found.append(
+            f"lora_rank {config.lora_rank} on {counted(len(own), 'image')} tends to overfit; "
+            "start with 4 to 8."
+        )
+    if config.reg_data_dir is not None and len(own) == len(pictures):
+        found.append("reg_data_dir adds no picture; put some into it, or leave the key out.")
+    return [*found, *_captions(own, config)]
+
+
+def duplicates(pictures: Sequence[ImageItem], held: Sequence[ImageItem]) -> list[str]:
+    """Warnings about pictures with one content: with several captions, or trained on and held out."""
+    found: list[str] = []
+    first: dict[str, ImageItem] = {}
+    unlike: list[tuple[ImageItem, ImageItem]] = []
+    again: list[tuple[ImageItem, ImageItem]] = []
+    for item in pictures:
+        other = first.setdefault(item.sha256, item)
+        if other is not item:
+            (again if other.caption == item.caption else unlike).append((other, item))
+    if unlike:
+        one, two = unlike[0]
+        found.append(
+            f"different captions for the same picture, {len(unlike)} times (the first: {one.name} and "
+            f"{two.name}); keep the caption that is right."
+        )
+    if again:
+        one, two = again[0]
+        found.append(
+            f"the same picture more than once, {len(again)} times (the first: {one.name} and {two.name}); "
+            "delete one of each, or use repeats to weigh pictures."
+        )
+    leaked = [(first[item.sha256], item) for item in held if item.sha256 in first]
+    if leaked:
+        one, two = leaked[0]
+        found.append(
+            f"{counted(len(leaked), 'held-out picture')} are trained on as well (the first: {two.name} is "
+            f"{one.name}); take them out of one, or the validation loss says too little."
+        )
+    return found
+
+
+def _small(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
+    sizes = sizes_of(config, side)
+    small = [
+        item
+        for item in pictures
+        if min(item.width, item.height) < min(SHARP, side) or _scale(item, sizes) > 1.0
+    ]
+    if not small:
+        return []
+    first = small[0]
+    text = (
+        f"{len(small)} of {len(pictures)} images are smaller than {side} pixels and will be blurred by "
+        f"enlarging (the first: {first.name}, {first.width}x{first.height}); use larger ones or lower "
+        "resolution."
+    )
+    return [text]
+
+
+def _scale(item: ImageItem, sizes: Sequence[Size]) -> float:
+    width, height = bucket_for(item.width, item.height, sizes)
+    return max(width / item.width, height / item.height)
+
+
+def _cut(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
+    if not config.aspect_buckets:
+        return []
+    sizes = sizes_of(config, side)
+    cut = []
+    for item in pictures:
+        width, height = bucket_for(item.width, item.height, sizes)
+        scaled = cover((item.width, item.height), (width, height))
+        if 1 - width * height / (scaled[0] * scaled[1]) > _LOST:
+            cut.append(item)
+    if not cut:
+        return []
+    first = cut[0]
+    text = (
+        f"{counted(len(cut), 'picture')} lose more than a quarter to the cut (the first: {first.name}, "
+        f"{first.width}x{first.height}); cut them yourself, or raise bucket_max_ratio."
+    )
+    return [text]
+
+
+def _captions(pictures: Sequence[ImageItem], config: TrainConfig) -> list[str]:
+    if len(pictures) < 2:
+        return []
+    text = ""
+    if all(item.source == "" for item in pictures) and config.caption_fallback is not None:
+        text = (
+            f"no picture has a caption of its own: all are `{config.caption_fallback}` (caption_fallback). "
+            "Captions are read from .txt and .caption files beside the pictures, of the same name."
+        )
+    elif len({item.caption for item in pictures}) == 1:
+        text = (
+            f"all captions are the same ({pictures[0].caption[:60]!r}): whatever the pictures share is "
+            "learnt as that. For a style, or several subjects, say what each picture shows."
+        )
+    return [text] if text else []
