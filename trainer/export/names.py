@@ -181,4 +181,4 @@ def _words(path: str) -> str | None:
             return None
         words.append(match.group())
         place = match.end() + 1
-    return ".".join(words)
+    return ".".join(words) or None
