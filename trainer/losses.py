@@ -1,14 +1,20 @@
-"""The noise schedule of a diffusion model, and how its loss is weighted over the timesteps."""
+"""The noise schedule of a diffusion model, its errors, and how they are weighted over the timesteps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from trainer.errors import ModelError
+from trainer.errors import ConfigError, ModelError
+from trainer.plugins import registered
+
+Elementwise = Callable[[Tensor, Tensor], Tensor]
+"""(predicted, target), float32 (B, C, H, W) both: the error of each element, of the same shape."""
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
@@ -25,6 +31,32 @@ def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
             f"The scheduler's beta_schedule is {kind!r}.", "scaled_linear and linear can be trained."
         )
     return torch.cumprod(1.0 - betas, dim=0)
+
+
+def zero_terminal_snr(alphas: Tensor) -> Tensor:
+    """`alphas` (T,) shifted and scaled so that the last one is 0 and the first stays (Lin et al. 2023,
+    algorithm 1)."""
+    roots = alphas.sqrt()
+    first, last = roots[0], roots[-1]
+    scaled: Tensor = ((roots - last) * first / (first - last)) ** 2
+    return scaled
+
+
+def elementwise(name: str, delta: float) -> Elementwise:
+    """The loss of that name: l2, huber and smooth_l1 (Huber 1964; the latter divided by `delta`, and both
+    lines beyond `delta`), or a plugin's. Raises ConfigError for an unknown one."""
+    known: dict[str, Elementwise] = {
+        "l2": partial(functional.mse_loss, reduction="none"),
+        "huber": partial(functional.huber_loss, reduction="none", delta=delta),
+        "smooth_l1": partial(functional.smooth_l1_loss, reduction="none", beta=delta),
+        **registered("loss"),
+    }
+    if name not in known:
+        raise ConfigError(
+            [f"`loss` is {name}, which is registered by no file of `plugins`."],
+            f"Known: {', '.join(sorted(known))}.",
+        )
+    return known[name]
 
 
 def add_noise(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:

@@ -62,6 +62,12 @@ class Family(ABC):
     unit: ClassVar[str]
     """What a loss is a mean over: `images` or `tokens`."""
 
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Whether this family trains the model at `path`, an existing file or folder. Asked of the families
+        of plugins, before anything else looks at the path."""
+        return False
+
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.config = setup.config

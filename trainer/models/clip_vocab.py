@@ -20,8 +20,9 @@ def vocabulary_file() -> Path | None:
     return None
 
 
-def clip_tokenizer(vocabulary: Path | None = None) -> Any:
-    """transformers' CLIPTokenizer: 49,408 entries from `vocabulary`, or bytes alone (514) without one."""
+def clip_tokenizer(vocabulary: Path | None = None, pad: str | None = None) -> Any:
+    """transformers' CLIPTokenizer: 49,408 entries from `vocabulary`, or bytes alone (514) without one.
+    `pad`: the token that fills up; the end token when None."""
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     merges: list[tuple[str, str]] = []
@@ -34,7 +35,10 @@ def clip_tokenizer(vocabulary: Path | None = None) -> Any:
     words = [*units, *(f"{unit}</w>" for unit in units), *("".join(pair) for pair in merges), START, END]
     pairs: Any = merges
     return CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)}, merges=pairs, model_max_length=77
+        vocab={word: number for number, word in enumerate(words)},
+        merges=pairs,
+        model_max_length=77,
+        pad_token=pad or END,
     )
 
 

@@ -16,18 +16,25 @@ from trainer.models.base import Setup
 from trainer.models.sniff import native_resolution
 from trainer.quiet import quiet
 
-Encoders = tuple[Any, nn.Module]
+ENCODERS = {
+    "sd15": ("text_encoder",),
+    "sd2": ("text_encoder",),
+    "sdxl": ("text_encoder", "text_encoder_2"),
+}
+"""The text encoders of each family, in the order in which their outputs are joined."""
 
 
 class Parts(ABC):
-    """Loads parts in float32 (encoders) or in the base's dtype (UNet); never from the network."""
+    """Loads parts in float32 (what fills the cache) or in the base's dtype (what is trained); never from the
+    network."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.encoders = ENCODERS[setup.base.family]
 
     @property
     def side(self) -> int:
-        """The side of the square training crop, in pixels."""
+        """The side of a square picture, in pixels."""
         return self.setup.config.resolution or native_resolution(self.setup.base)
 
     @abstractmethod
@@ -42,11 +49,16 @@ class Parts(ABC):
     def load_unet(self) -> nn.Module: ...
 
     @abstractmethod
-    def load_vae(self) -> Any: ...
+    def load_vae(self) -> Any:
+        """Always float32: SDXL's VAE overflows in half precision."""
 
     @abstractmethod
-    def load_text(self) -> Encoders:
-        """(tokenizer, text encoder)."""
+    def load_text(self, encoder: str, dtype: torch.dtype) -> nn.Module:
+        """The text encoder of that name (see ENCODERS)."""
+
+    @abstractmethod
+    def load_tokenizer(self, encoder: str) -> Any:
+        """The tokenizer that belongs to a text encoder."""
 
 
 class FolderParts(Parts):
@@ -61,7 +73,8 @@ class FolderParts(Parts):
         return read_config(self.root / part / name)
 
     def identity(self, *parts: str) -> str:
-        return "/".join(self.setup.cache.tree_digest(self.root / part) for part in parts)
+        folders = [folder for part in parts for folder in (part, part.replace("text_encoder", "tokenizer"))]
+        return "/".join(self.setup.cache.tree_digest(self.root / part) for part in dict.fromkeys(folders))
 
     def load_unet(self) -> nn.Module:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -74,12 +87,14 @@ class FolderParts(Parts):
 
         return self._load(AutoencoderKL, "vae", torch_dtype=torch.float32)
 
-    def load_text(self) -> Encoders:
-        from transformers.models.clip.modeling_clip import CLIPTextModel
+    def load_text(self, encoder: str, dtype: torch.dtype) -> nn.Module:
+        model: nn.Module = self._load(text_class(encoder), encoder, dtype=dtype)
+        return model
+
+    def load_tokenizer(self, encoder: str) -> Any:
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-        model = self._load(CLIPTextModel, "text_encoder", dtype=torch.float32)
-        return self._load(CLIPTokenizer, "tokenizer"), model
+        return self._load(CLIPTokenizer, encoder.replace("text_encoder", "tokenizer"))
 
     def _load(self, kind: Any, part: str, **options: Any) -> Any:
         quiet()
@@ -92,6 +107,17 @@ class FolderParts(Parts):
             ) from error
 
 
+def text_class(encoder: str) -> Any:
+    """transformers' class of a text encoder: SDXL's second one has a projection."""
+    from transformers.models.clip import modeling_clip
+
+    return (
+        modeling_clip.CLIPTextModelWithProjection
+        if encoder == "text_encoder_2"
+        else modeling_clip.CLIPTextModel
+    )
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError."""
     try:
@@ -99,3 +125,12 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.", "Copy the whole pipeline again.") from None
     return value
+
+
+def parts_of(setup: Setup) -> Parts:
+    """The parts of `setup.base`, by its format."""
+    if setup.base.format == "diffusers":
+        return FolderParts(setup)
+    from trainer.models.sd_single_file import SingleFileParts
+
+    return SingleFileParts(setup)

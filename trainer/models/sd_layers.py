@@ -1,0 +1,70 @@
+"""Plain LoRA layers without peft's casts: the adapter works in the format of its input, its weights stay
+float32 and get float32 gradients; the sum is one fused product for linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.lora import ADAPTER
+
+
+def quicken(model: nn.Module) -> bool:
+    """Give the plain LoRA layers of `model` (linear and convolution, with or without dropout) a faster
+    forward. Whether these are all: then the model needs no autocast."""
+    from peft.tuners.lora.layer import Conv2d, Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    whole = True
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if isinstance(layer, Linear | Conv2d) and ADAPTER not in layer.lora_variant:
+            plain = type(layer.get_base_layer()) in (nn.Linear, nn.Conv2d)
+        else:
+            plain = False
+        if plain:
+            layer.forward = _linear(layer) if isinstance(layer, Linear) else _convolution(layer)  # type: ignore[method-assign]
+        whole = whole and plain
+    return whole
+
+
+def _linear(layer: Any) -> Callable[..., Tensor]:
+    base, dropout, scale = layer.get_base_layer(), layer.lora_dropout[ADAPTER], layer.scaling[ADAPTER]
+    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        inner = dropout(flat) @ down.weight.to(x.dtype).T
+        y = functional.linear(flat, base.weight, base.bias)
+        return y.addmm_(inner, up.weight.to(x.dtype).T, alpha=scale).view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _convolution(layer: Any) -> Callable[..., Tensor]:
+    base, dropout, scale = layer.get_base_layer(), layer.lora_dropout[ADAPTER], layer.scaling[ADAPTER]
+    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight = down.weight.to(x.dtype)
+        inner = functional.conv2d(dropout(x), weight, None, down.stride, down.padding, down.dilation)
+        found: Tensor = base(x) + functional.conv2d(inner, (up.weight * scale).to(x.dtype))
+        return found
+
+    return forward
+
+
+@contextmanager
+def drawn_from(rng: torch.Generator, device: torch.device) -> Iterator[None]:
+    """What draws from torch's global generators inside (dropout) draws from a seed out of `rng`; outside they
+    are what they were."""
+    seed = int(torch.randint(2**62, (), generator=rng))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
