@@ -23,7 +23,7 @@ def check(
     from trainer.errors import UserError
 
     try:
-        report = check_dataset(load_config(config))
+        report = check_dataset(load_config(config), session.note)
     except UserError as error:
         raise ConfigError(error.message, error.hint) from error
     for line in report.warnings:
@@ -35,4 +35,5 @@ def check(
             "Mend or remove them, then check again.",
             [str(problem) for problem in report.problems],
         )
-    session.emit({"config": str(config), **report.as_dict()}, [f"ok: {config}: {len(report.items)} items"])
+    found = [f"ok: {config}: {len(report.items)} items", *(f"  {line}" for line in report.notes)]
+    session.emit({"config": str(config), **report.as_dict()}, found)

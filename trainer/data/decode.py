@@ -114,5 +114,5 @@ def _remembered(
         except (ValueError, TypeError, OSError):
             pass
     facts = compute()
-    cache.put_bytes(section, key, ".json", json.dumps(facts).encode())
+    cache.put_bytes(section, key, ".json", json.dumps(facts).encode(), sync=False)
     return facts
