@@ -103,7 +103,7 @@ def test_sd15_has_kohyas_192_modules_and_names() -> None:
     from trainer.models.sd_single_file import CONFIGS
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(read_config(CONFIGS / "unet" / "config.json"))
+        unet = UNet2DConditionModel.from_config(read_config(CONFIGS / "sd15" / "unet" / "config.json"))
         inject(unet, Plan(4, 4), TARGETS, 0)
     names = [
         n.removesuffix(".lora_A.default") for n, m in unet.named_modules() if n.endswith(".lora_A.default")
