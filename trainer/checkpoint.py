@@ -46,13 +46,16 @@ def save(
     optimizer: Mapping[str, Tensor],
     identity: Mapping[str, Any],
     keep_last: int,
+    journal: Mapping[str, Any] | None = None,
+    plain: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` and drop all but the newest `keep_last` up to it."""
+    """Write the checkpoint of `step` and drop all but the newest `keep_last` up to it, and those that a kept
+    one's journal names as the best. `plain`: what of the optimizer's state is no tensor."""
     from trainer.export.tensor_file import serialize
 
     parent = output_dir / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
-    final = parent / f"step-{step:06d}"
+    final = folder_of(output_dir, step)
     made = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
     try:
         files = {ADAPTER: serialize(adapter), OPTIMIZER: serialize(optimizer)}
@@ -60,6 +63,8 @@ def save(
             "format": FORMAT,
             "step": step,
             "identity": dict(identity),
+            "journal": dict(journal or {}),
+            "optimizer": dict(plain or {}),
             "files": {
                 name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in files.items()
             },
@@ -67,18 +72,47 @@ def save(
         files[STATE] = (json.dumps(state, indent=1, sort_keys=True) + "\n").encode()
         for name, data in files.items():
             write_atomic(made / name, data)
-        os.chmod(made, 0o755)
-        fsync_dir(made)
-        _replace(made, final)
-        fsync_dir(parent)
+        put(made, output_dir, step)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    write_atomic(parent / LATEST, f"{final.name}\n".encode())
     mine = [folder for number, folder in _steps(parent) if number <= step]
+    best = {_best_of(folder) for folder in mine[-keep_last:]}
     for old in mine[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name not in best:
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def put(made: Path, output_dir: Path, step: int) -> Path:
+    """Give the filled folder `made` its name, and point to it."""
+    parent = output_dir / FOLDER
+    final = folder_of(output_dir, step)
+    os.chmod(made, 0o755)
+    fsync_dir(made)
+    _replace(made, final)
+    fsync_dir(parent)
+    write_atomic(parent / LATEST, f"{final.name}\n".encode())
+    return final
+
+
+def folder_of(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return output_dir / FOLDER / f"step-{step:06d}"
+
+
+def kept(output_dir: Path) -> set[str]:
+    """The names of the checkpoints that are there."""
+    return {folder.name for _, folder in _steps(output_dir / FOLDER)}
+
+
+def _best_of(folder: Path) -> str:
+    """The name of the checkpoint that `folder` calls the best."""
+    try:
+        journal = json.loads((folder / STATE).read_text(encoding="utf-8")).get("journal", {})
+        return f"step-{int(journal.get('best_step', 0)):06d}"
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _replace(made: Path, final: Path) -> None:

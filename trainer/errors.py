@@ -90,7 +90,7 @@ def explain(error: BaseException, where: str = "") -> TrainerError:
             f"The disk is full: nothing more could be written to {place}.",
             "The last whole checkpoint was kept. Free some space, or lower keep_last, and run it again.",
         )
-    if _is_out_of_memory(error, text):
+    if is_out_of_memory(error):
         return OutOfMemory(
             f"Out of memory{f' in {where}' if where else ''}: {text.splitlines()[0]}",
             "Halve batch_size and double gradient_accumulation (the same effective batch), or lower "
@@ -103,9 +103,12 @@ def explain(error: BaseException, where: str = "") -> TrainerError:
     )
 
 
-def _is_out_of_memory(error: BaseException, text: str) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA's, MPS' or the CPU allocator's way of saying that there is no memory left."""
+    text = str(error)
+    said = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     return (
-        isinstance(error, MemoryError)
+        isinstance(error, MemoryError | OutOfMemory)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))
+        or (isinstance(error, RuntimeError) and any(words in text for words in said))
     )

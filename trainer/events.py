@@ -37,6 +37,16 @@ class Events:
         self._append(json.dumps(_finite(line), ensure_ascii=False, default=str) + "\n")
 
 
+class Silent(Events):
+    """For the processes that do not write."""
+
+    def __init__(self) -> None:
+        self.path = Path(os.devnull)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Nothing."""
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

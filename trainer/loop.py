@@ -1,10 +1,11 @@
-"""The recipe: prepare the data, build the model, train, export. Readable from top to bottom."""
+"""The recipe: prepare the data, build the model, train, publish. Readable from top to bottom."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,36 @@ from typing import Any
 from trainer import checkpoint as checkpoints
 from trainer.cache import Cache
 from trainer.config import TrainConfig, config_from
-from trainer.data import check_dataset
+from trainer.data import DatasetReport, check_dataset
 from trainer.data.digest import dataset_digest
 from trainer.data.order import Order
-from trainer.errors import NonFiniteError, Stopped, TrainerError
-from trainer.events import Events
+from trainer.errors import ConfigError, Stopped, TrainerError, is_out_of_memory
+from trainer.events import Events, Silent
 from trainer.fast_imports import lean_imports, settle
 from trainer.identity import config_hash, identity
+from trainer.journal import Journal
 from trainer.models.sniff import sniff
-from trainer.optim.schedule import lr_at
+from trainer.optim.schedule import lr_factor
+from trainer.plugins import load_plugins
 from trainer.progress import Progress
-from trainer.tracking import Tracker
+from trainer.resume import checkpoint_to_resume
 from trainer.versions import versions
 
 with lean_imports():
     import torch
 
-from trainer.device import memory_bytes, pick_device, pick_dtype
+from trainer.device import pick_dtype, tune
+from trainer.distributed import processes
+from trainer.flops import FlopMeter
+from trainer.memory import free, smaller
+from trainer.milestones import Milestones
 from trainer.models.base import Family, RunFacts, Setup
 from trainer.models.families import family_of
 from trainer.optim.state import Optimizer
-from trainer.results import describe_files
+from trainer.publish import publish
+from trainer.step_log import Step, StepLog
+from trainer.tracking import Trackers
+from trainer.validation import Validation
 
 
 class LoRATrainer:
@@ -44,22 +54,36 @@ class LoRATrainer:
 
     def __init__(self, config: TrainConfig | Mapping[str, Any] | str | Path) -> None:
         self.config = config_from(config)
+        self._plugins = load_plugins(self.config.plugins)
         self.base = sniff(self.config.base_model)
-        self.events = Events(self.config.output_dir)
-        self.device = pick_device(self.config.device)
+        self.processes = processes(self.config.device)
+        self.device = self.processes.device
+        self.events = Events(self.config.output_dir) if self.processes.main else Silent()
         self.steps = self.step = self.samples = 0
         self.family: Family | None = None
         self.order: Order | None = None
+        self.buckets: list[Hashable] = []
         self.identity: dict[str, Any] = {}
+        self.journal = Journal()
         self.result: dict[str, Any] = {}
         self._stop = False
+        self.start_facts: dict[str, Any] = {}
         self._resume: checkpoints.Checkpoint | None = None
         self._optimizer: Optimizer | None = None
-        self._tracker: Tracker | None = None
+        self._validation: Validation | None = None
+        self._progress: Progress | None = None
+        self._compiled: Any = None
+        self._flops = FlopMeter(self.device, pick_dtype(self.config, self.device))
+        self.trackers = Trackers(self.config, self.warn, on=False)
 
     def request_stop(self) -> None:
         """Ask the loop to save after the step it is in and to raise Stopped. Safe in a signal handler."""
         self._stop = True
+
+    @property
+    def resumed_from(self) -> Path | None:
+        """The folder of the checkpoint that this run goes on from."""
+        return self._resume.path if self._resume else None
 
     @property
     def stopping_between_steps(self) -> bool:
@@ -72,40 +96,78 @@ class LoRATrainer:
         yield
         self.events.write("phase", name=name, seconds=round(time.perf_counter() - began, 3))
 
+    # --- prepare ---
+
     def prepare_data(self) -> None:
         """Check every file and row, encode what is not cached, and find the checkpoint to go on from."""
-        with self._phase("prepare_data"):
+        with self._phase("prepare_data"), self.processes.main_first():
             config, cache = self.config, Cache(self.config.cache_root)
             report = check_dataset(config)
             report.raise_if_bad()
             whole = self.base.path.is_dir()
             digest = "sha256:" + (cache.tree_digest if whole else cache.file_digest)(self.base.path)
             data = dataset_digest(config)
-            self.identity = identity(config, self.base.kind, digest, data)
-            self._resume, refused = checkpoints.find(config.output_dir, config.resume, self.identity)
+            self.identity = identity(
+                config, self.base.kind, digest, data, plugins=self._plugins, world=self.processes.world
+            )
+            self._resume, refused = checkpoint_to_resume(config, self.identity, self.processes)
             setup = Setup(config, self.base, digest, cache, self.device, pick_dtype(config, self.device))
             self.family = family_of(setup)
-            buckets = self.family.prepare(report.items, report)
-            self.samples = len(buckets)
-            self.order = Order(config.seed, buckets, self.batch_size)
-            self.steps = self.order.steps(config.gradient_accumulation, config.epochs, config.max_steps)
+            self.buckets = self.family.prepare(report.items, report)
+            self.samples = len(self.buckets)
+            self._prepare_validation(self.family, report)
             for text in [*report.warnings, *refused]:
-                Progress.warn(text)
-            self.events.write(
-                "start",
-                package=str(Path(__file__).with_name("__init__.py")),
-                run=config.output_dir.absolute().name,
-                kind=self.base.kind,
-                config_hash=config_hash(self.identity),
-                steps=self.steps,
-                samples=self.samples,
-                resumed_from_step=self._resume.step if self._resume else 0,
-                versions=versions(),
-                base_model={"path": str(self.base.path), "family": self.base.family, "digest": digest},
-                dataset_digest=data,
-                warnings=report.warnings,
-                refused_checkpoints=refused,
+                self.warn(text)
+            self.start_facts = {
+                "package": str(Path(__file__).with_name("__init__.py")),
+                "run": config.output_dir.absolute().name,
+                "kind": self.base.kind,
+                "config_hash": config_hash(self.identity),
+                "samples": self.samples,
+                "resumed_from_step": self._resume.step if self._resume else 0,
+                "versions": versions(),
+                "base_model": {"path": str(self.base.path), "family": self.base.family, "digest": digest},
+                "dataset_digest": data,
+                "warnings": report.warnings,
+                "refused_checkpoints": refused,
+            }
+            if config.batch_size != "auto":
+                self._lay_out(config.batch_size)
+            elif self._resume is not None and "journal" in self._resume.state:
+                self._lay_out(int(self._resume.state["journal"]["batch_size"]))
+
+    def _prepare_validation(self, family: Family, report: DatasetReport) -> None:
+        config = self.config
+        if report.validation:
+            held_out = family.prepare(report.validation, report, training=False)
+            self._validation = Validation(family, self.samples, held_out, config.seed, self.processes)
+        elif config.early_stop is not None or config.validation_steps is not None:
+            key = "early_stop" if config.early_stop is not None else "validation_steps"
+            raise ConfigError(
+                [f"`{key}` is set, but there are no held-out samples to validate on."],
+                "Set validation_dir or validation_split.",
             )
+
+    def _lay_out(self, batch_size: int) -> None:
+        """The order of the samples and the number of steps, once the size of a micro-batch is known."""
+        config = self.config
+        self.journal.batch_size = batch_size
+        self.order = Order(config.seed, self.buckets, batch_size)
+        self.steps = self.order.steps(self._window_size, config.epochs, config.max_steps)
+        self.events.write(
+            "start",
+            **self.start_facts,
+            steps=self.steps,
+            batch_size=batch_size,
+            processes=self.processes.world,
+        )
+
+    @property
+    def _window_size(self) -> int:
+        """Micro-batches of one step, over all processes."""
+        return self.config.gradient_accumulation * self.processes.world
+
+    # --- build ---
 
     def build_model(self) -> None:
         """Load the base model, add the adapter, and restore the checkpoint if there is one."""
@@ -115,11 +177,33 @@ class LoRATrainer:
                     "build_model was called before prepare_data.", "Call prepare_data() first."
                 )
             groups = self.family.build()
-            parameters = {name: p for group in groups for name, p in group.parameters.items()}
-            self._optimizer = Optimizer(parameters, self.config.weight_decay)
+            dtype = tune(self.config, self.device)
+            optimizer = Optimizer(groups, self.config, self.device, fp16=dtype == torch.float16)
+            for text in optimizer.warnings:
+                self.warn(text)
+            if self.order is None:
+                self._find_batch_size(self.family, optimizer)
             if self._resume is not None:
-                self._optimizer.restore(self._resume.path)
+                optimizer.restore(self._resume.path, self._resume.state.get("optimizer", {}))
+                self.journal.restore(self._resume.state.get("journal", {}))
                 self.step = min(self._resume.step, self.steps)
+            if self.config.compile == "on":
+                from trainer.compiled import Compiled
+
+                self._compiled = Compiled(self.family.modules(), self.warn)
+            self._optimizer = optimizer
+
+    def _find_batch_size(self, family: Family, optimizer: Optimizer) -> None:
+        from trainer.auto_batch import largest_batch
+
+        began = time.perf_counter()
+        size = largest_batch(family, self.buckets, self.device)
+        optimizer.clear()
+        size = -self.processes.agree(-size)[0]
+        self._lay_out(size)
+        self.say(f"batch_size auto: {size} ({time.perf_counter() - began:.1f} s); {self.steps} steps")
+
+    # --- train ---
 
     def train(self) -> dict[str, Any]:
         """Run the steps that are left, then write the adapter. Returns the `result` event's fields."""
@@ -128,98 +212,176 @@ class LoRATrainer:
                 "train was called before build_model.", "Call prepare_data() and build_model() first."
             )
         settle()
-        config = self.config
-        progress = Progress(self.steps, self.step, config.log_every)
-        self._tracker = Tracker(config.tracker, config.output_dir, config.model_dump(mode="json"))
+        main = self.processes.main
+        self._progress = Progress(self.steps, self.step, self.config.log_every, quiet=not main)
+        self.trackers = Trackers(self.config, self.warn, on=main)
         try:
             with self._phase("train"):
-                loss = self._loop(self.family, self._optimizer, progress)
+                loss = self._loop(self.family, self._optimizer)
             with self._phase("export"):
-                files = self.family.export(config.output_dir, self._facts())
-                self.result = {
-                    "step": self.step,
-                    "loss": loss,
-                    "files": describe_files(config.output_dir, files),
-                }
+                self.result = (
+                    publish(self, self.family, self._optimizer, loss) if main else {"step": self.step}
+                )
             self.events.write("result", **self.result)
         finally:
-            progress.close()
-            self._tracker.finish()
+            self._progress.close()
+            self.trackers.finish()
+        self.processes.finish()
         return self.result
 
-    def _loop(self, family: Family, optimizer: Optimizer, progress: Progress) -> float | None:
+    def _loop(self, family: Family, optimizer: Optimizer) -> float | None:
         config = self.config
-        log = _StepLog(
+        assert self._progress is not None
+        log = StepLog(
             self.events,
-            self._tracker,
-            progress,
-            self.steps,
-            1 if self.device.type == "cpu" else config.log_every,
+            self.trackers,
+            self._progress,
+            steps=self.steps,
+            every=1 if self.device.type == "cpu" else config.log_every,
+            unit=family.unit,
+            peak=self._flops.peak,
         )
-        saved = self.step if self._resume else -1
-        while self.step < self.steps:
-            if self._stop:
-                self._save_and_stop(optimizer, saved)
-            began = time.perf_counter()
-            lr = lr_at(self.step, self.steps, config.learning_rate, config.lr_schedule, config.warmup_steps)
-            loss, sources, samples = self._accumulate(family)
-            norm = optimizer.step(lr, config.max_grad_norm)
-            self.step += 1
-            log.add(self.step, loss, lr, norm, began, samples, sources)
-            if self.step % config.save_steps == 0 or self.step == self.steps:
+        milestones = Milestones(self, family, optimizer, log, self._validation)
+        while self.step < self.steps and not self.waited_enough:
+            if self._agreed_to_stop():
                 log.flush()
-                self._save(optimizer)
-                saved = self.step
-        if self._stop and saved != self.step:
-            self._save_and_stop(optimizer, saved)
+                self._save_and_stop(milestones)
+            began = time.perf_counter()
+            factor = lr_factor(
+                self.step,
+                self.steps,
+                config.lr_schedule,
+                config.warmup_steps,
+                config.lr_cycles,
+                config.lr_end,
+            )
+            loss, sources, count, units = self._accumulate(family)
+            norm, finite = optimizer.step(factor)
+            self.step += 1
+            skipped = self._skips(optimizer, finite, loss)
+            rates = optimizer.learning_rates(factor)
+            flops = self._flops.take() * self.processes.world
+            log.add(Step(self.step, loss, norm, rates, began, count, units, flops, skipped, sources))
+            if not finite and not skipped:
+                log.flush()
+            milestones.after_step()
         return log.last_loss
 
-    def _accumulate(self, family: Family) -> tuple[torch.Tensor, Callable[[], list[str]], int]:
-        """Gradients of one step: the mean over all units of its micro-batches, however they are cut. Gives
-        the loss, the sources on demand, and the number of samples."""
+    def _accumulate(self, family: Family) -> tuple[torch.Tensor, Callable[[], list[str]], int, float]:
+        """The gradients of one step, whatever it takes: a micro-batch that does not fit is halved from here
+        on, a compiler that fails is left alone, and the step is done again from its start."""
+        while True:
+            try:
+                return self._window(family)
+            except Exception as error:
+                compiler = self._compiled is not None and self._compiled.gave_up(error)
+                if not compiler and not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            assert self._optimizer is not None
+            self._optimizer.clear()
+            free(self.device)
+            if not compiler:
+                self._cut_smaller(reason)
+
+    def _window(self, family: Family) -> tuple[torch.Tensor, Callable[[], list[str]], int, float]:
+        """Gradients of one step: the mean over all units of its micro-batches, however they are cut and
+        whoever computes them. Gives the loss, the sources on demand, the numbers of samples and of units."""
         assert self.order is not None
-        config = self.config
-        first = self.step * config.gradient_accumulation
-        batches = [self.order.batch(first + micro) for micro in range(config.gradient_accumulation)]
+        assert self._optimizer is not None
+        seed, window = self.config.seed, self._window_size
+        batches = [self.order.batch(self.step * window + micro) for micro in range(window)]
         units = sum(family.units(batch) for batch in batches)
+        scale = self._optimizer.scale
         total = torch.zeros((), device=self.device)
         place = 0
-        for batch in batches:
-            rngs = [_generator(config.seed, self.step, place + number) for number in range(len(batch))]
+        for number, batch in enumerate(batches):
+            for at in range(0, len(batch), self.micro_batch):
+                piece = batch[at : at + self.micro_batch]
+                if number % self.processes.world != self.processes.rank:
+                    break
+                rngs = [_generator(seed, self.step, place + at + nth) for nth in range(len(piece))]
+                torch.manual_seed(rngs[0].initial_seed())  # for what takes no generator, dropout among it
+                with self._flops.micro_batch((self.buckets[piece[0]], len(piece))):
+                    loss = family.loss(piece, rngs) / units
+                    (loss * scale.value if scale.on else loss).backward()
+                total += loss.detach()
             place += len(batch)
-            loss = family.loss(batch, rngs) / units
-            loss.backward()
-            total += loss.detach()
-        return total, lambda: [name for batch in batches for name in family.sources(batch)], place
+        total = self.processes.sum_gradients(self._optimizer.parameters.values(), total)
+        return total, lambda: [n for batch in batches for n in family.sources(batch)], place, units
 
-    def _facts(self) -> RunFacts:
+    @property
+    def micro_batch(self) -> int:
+        """At most so many samples at once: `batch_size`, or less since memory ran out."""
+        return min(self.journal.cut or self.journal.batch_size, self.journal.batch_size)
+
+    def _cut_smaller(self, reason: str) -> None:
+        """Halve what is computed at once. Raises OutOfMemory at one sample."""
+        before = self.micro_batch
+        self.journal.cut = smaller(before, reason, f"step {self.step + 1}")
+        self.warn(
+            f"step {self.step + 1}: out of memory with {before} samples at once; from here on "
+            f"{self.micro_batch} at a time, accumulated more often: the effective batch stays the same."
+        )
+        self.events.write("out_of_memory", step=self.step + 1, samples=before, micro_batch=self.micro_batch)
+
+    def _skips(self, optimizer: Optimizer, finite: bool, loss: torch.Tensor) -> bool:
+        """Whether a step without a usable gradient is passed over: fp16's overflow is answered by a smaller
+        scale; of others `skip_nonfinite` in a row are borne."""
+        overflow = optimizer.scale.update(finite)
+        if finite:
+            self.journal.nonfinite = 0
+            return False
+        if overflow and math.isfinite(float(loss)):
+            return True
+        self.journal.nonfinite += 1
+        return self.journal.nonfinite <= self.config.skip_nonfinite
+
+    # --- stop ---
+
+    @property
+    def waited_enough(self) -> bool:
+        """Whether `early_stop` validations have brought nothing better."""
+        limit = self.config.early_stop
+        return limit is not None and self.journal.waited >= limit
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether any process was asked to; and the smallest micro-batch of all is everyone's."""
+        stop, cut = self.processes.agree(int(self._stop), self.journal.batch_size - self.micro_batch)
+        self.journal.cut = self.journal.batch_size - cut if cut else self.journal.cut
+        return bool(stop)
+
+    def _save_and_stop(self, milestones: Milestones) -> None:
+        if milestones.saved != self.step and self.step > 0:
+            milestones.save()
+        self.processes.finish()
+        raise Stopped(
+            f"Stopped as asked after step {self.step} of {self.steps}; the state is saved.",
+            "The same command goes on from there.",
+        )
+
+    # --- words ---
+
+    def facts(self, step: int) -> RunFacts:
+        """What an export of the weights of `step` may tell."""
         return RunFacts(
-            step=self.step,
-            steps=self.steps,
+            step=step,
+            steps=self.step,
             samples=self.samples,
             config_hash=config_hash(self.identity),
             dataset_digest=str(self.identity.get("dataset", "")),
         )
 
-    @property
-    def batch_size(self) -> int:
-        """Samples of a micro-batch."""
-        size = self.config.batch_size
-        return size if isinstance(size, int) else 1
+    def warn(self, text: str) -> None:
+        """A warning for people."""
+        self.say(f"warning: {text}")
 
-    def _save(self, optimizer: Optimizer) -> None:
-        path = checkpoints.save(
-            self.config.output_dir, self.step, *optimizer.tensors(), self.identity, self.config.keep_last
-        )
-        self.events.write("checkpoint", step=self.step, path=str(path.relative_to(self.config.output_dir)))
-
-    def _save_and_stop(self, optimizer: Optimizer, saved: int) -> None:
-        if saved != self.step and self.step > 0:
-            self._save(optimizer)
-        raise Stopped(
-            f"Stopped as asked after step {self.step} of {self.steps}; the state is saved.",
-            "The same command goes on from there.",
-        )
+    def say(self, text: str) -> None:
+        """A line for people, from the main process."""
+        if self._progress is not None:
+            self._progress.note(text)
+        elif self.processes.main:
+            Progress.say(text)
 
 
 def _generator(seed: int, step: int, place: int) -> torch.Generator:
@@ -227,62 +389,3 @@ def _generator(seed: int, step: int, place: int) -> torch.Generator:
     numbers, and it is the same however a step is cut into micro-batches."""
     digest = hashlib.sha256(f"{seed}/{step}/{place}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-class _StepLog:
-    """Writes one `step` event a step. On an accelerator the numbers are fetched every `every` steps only."""
-
-    def __init__(
-        self, events: Events, tracker: Tracker | None, progress: Progress, steps: int, every: int
-    ) -> None:
-        self._events, self._tracker, self._progress = events, tracker, progress
-        self._steps, self._every = steps, every
-        self._waiting: list[tuple[int, torch.Tensor, float, torch.Tensor, int, Callable[[], list[str]]]] = []
-        self._began: float | None = None
-        self.last_loss: float | None = None
-
-    def add(
-        self,
-        step: int,
-        loss: torch.Tensor,
-        lr: float,
-        norm: torch.Tensor,
-        began: float,
-        samples: int,
-        sources: Callable[[], list[str]],
-    ) -> None:
-        """Note step `step` (1-based), which began at `began` seconds of perf_counter."""
-        self._began = began if self._began is None else self._began
-        self._waiting.append((step, loss, lr, norm, samples, sources))
-        if len(self._waiting) >= self._every:
-            self.flush()
-
-    def flush(self) -> None:
-        """Fetch and write what is waiting. Raises NonFiniteError naming the step and its files."""
-        if not self._waiting or self._began is None:
-            return
-        values = [(float(loss), float(norm)) for _, loss, _, norm, _, _ in self._waiting]
-        step_s = (time.perf_counter() - self._began) / len(self._waiting)
-        memory = memory_bytes()
-        for (step, _, lr, _, samples, sources), (loss, norm) in zip(self._waiting, values, strict=True):
-            numbers = {
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": norm,
-                "step_s": round(step_s, 4),
-                "samples_per_s": round(samples / step_s, 3),
-                "memory_bytes": memory,
-            }
-            self._events.write("step", step=step, steps=self._steps, **numbers)
-            if not (abs(loss) < float("inf") and norm < float("inf")):
-                what = "gradient" if abs(loss) < float("inf") else "loss"
-                raise NonFiniteError(
-                    f"The {what} is not a number at step {step}, on {', '.join(sources()[:8])}.",
-                    "Lower learning_rate (usual: 1e-4), use mixed_precision: no, and look at these samples. "
-                    "The last checkpoint is from before.",
-                )
-            if self._tracker is not None:
-                self._tracker.log(step, {key: float(value) for key, value in numbers.items()})
-            self._progress.step(step, loss, lr, step_s)
-            self.last_loss = loss
-        self._waiting, self._began = [], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -9,8 +10,10 @@ from typing import Any, TextIO
 class Progress:
     """`step` counts optimizer steps; `note` prints a line without breaking the bar."""
 
-    def __init__(self, steps: int, start: int, log_every: int, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(
+        self, steps: int, start: int, log_every: int, stream: TextIO | None = None, *, quiet: bool = False
+    ) -> None:
+        self._stream = stream or (open(os.devnull, "w", encoding="utf-8") if quiet else sys.stderr)  # noqa: SIM115
         self._steps, self._log_every = steps, log_every
         self._bar: Any = None
         if self._stream.isatty():

@@ -1,93 +1,50 @@
-"""Weights & Biases beside the training: never waited for, never a prompt, never fatal.
-
-All calls to wandb happen in one daemon thread that reads a queue, so that neither its import (0.5 s), a
-slow server nor a hang costs the training anything but the last seconds of `finish`.
-"""
+"""The trackers of a run, as one."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import queue
-import sys
-import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from trainer.config import TrackerConfig
+from trainer.config import TrainConfig
 
-INIT_TIMEOUT_S = 30.0
-FINISH_TIMEOUT_S = 15.0
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class Tracker:
-    """`log` and `finish` are safe to call whatever state wandb is in."""
+class _Tracker(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def __init__(self, config: TrackerConfig, output_dir: Path, run_config: dict[str, Any]) -> None:
-        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        if (
-            config.wandb == "off"
-            or os.environ.get("WANDB_MODE") == "disabled"
-            or importlib.util.find_spec("wandb") is None
-        ):
-            return
-        self._config, self._dir, self._run_config = config, output_dir.absolute(), run_config
-        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
-        self._thread.start()
+    def samples(self, step: int, files: Sequence[Path]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Trackers:
+    """What `config.tracker` asks for; `on` false (a process that does not write): none. Never fatal."""
+
+    def __init__(self, config: TrainConfig, warn: Callable[[str], None], *, on: bool = True) -> None:
+        self._all: list[_Tracker] = []
+        if on and config.tracker.wandb != "off":
+            from trainer.wandb_log import WandB
+
+            self._all.append(WandB(config.tracker, config.output_dir, config.model_dump(mode="json")))
+        if on and config.tracker.tensorboard == "on":
+            from trainer.tensorboard_log import TensorBoard
+
+            self._all.append(TensorBoard(config.output_dir / "tensorboard", warn))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Queue the numbers of optimizer step `step`."""
-        if self._thread is not None:
-            self._queue.put((step, values))
+        """The numbers of optimizer step `step`."""
+        for tracker in self._all:
+            tracker.log(step, {key: float(value) for key, value in values.items()})
+
+    def samples(self, step: int, files: Sequence[Path]) -> None:
+        """The pictures among `files`."""
+        pictures = [path for path in files if path.suffix.lower() in PICTURES]
+        for tracker in self._all:
+            tracker.samples(step, pictures)
 
     def finish(self) -> None:
-        """Let the queue drain and the run close, for at most FINISH_TIMEOUT_S seconds."""
-        if self._thread is None:
-            return
-        self._queue.put(None)
-        self._thread.join(FINISH_TIMEOUT_S)
-        if self._thread.is_alive():
-            _warn(f"did not finish within {FINISH_TIMEOUT_S:.0f} s and was left behind")
-        self._thread = None
-
-    def _mode(self) -> str:
-        if self._config.mode != "auto":
-            return self._config.mode
-        return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-
-    def _run(self) -> None:
-        try:
-            import wandb
-
-            mode = self._mode()
-            if mode == "online" and not os.environ.get("WANDB_API_KEY"):
-                _warn("no WANDB_API_KEY: logging offline; `wandb sync` uploads it later")
-                mode = "offline"
-            run = wandb.init(
-                project=self._config.project,
-                name=self._config.name or self._dir.name,
-                group=self._config.group,
-                tags=list(self._config.tags),
-                dir=str(self._dir),
-                config=self._run_config,
-                mode=mode,  # type: ignore[arg-type]
-                settings=wandb.Settings(
-                    console="off",
-                    silent=True,
-                    init_timeout=INIT_TIMEOUT_S,
-                    x_disable_stats=True,
-                    disable_git=True,
-                    save_code=False,
-                    disable_job_creation=True,
-                ),
-            )
-            while (item := self._queue.get()) is not None:
-                run.log(item[1], step=item[0])
-            run.finish()
-        except BaseException as error:  # noqa: BLE001 - a tracker must never end a training
-            _warn(f"{type(error).__name__}: {error}; the run goes on, events.jsonl has everything")
-
-
-def _warn(text: str) -> None:
-    print(f"warning: wandb {text}", file=sys.stderr)
+        """Flush and close all of them."""
+        for tracker in self._all:
+            tracker.finish()

@@ -79,7 +79,9 @@ def test_a_run_writes_its_files_and_says_what_it_did(world: Make, events: Read) 
         assert step["memory_bytes"] > 1e7
     (result,) = [e for e in told if e["event"] == "result"]
     assert result["step"] == 3
-    assert {f["path"]: f["sha256"] for f in result["files"]}.items() <= adapters(out).items()
+    told_of = {f["path"]: f["sha256"] for f in result["files"]}
+    assert adapters(out).items() <= told_of.items()
+    assert {"model_card.md", "loss_curve.png"} <= set(told_of)
     assert (out / "checkpoints" / "latest").read_text() == "step-000003\n"
 
 

@@ -1,0 +1,40 @@
+"""Which checkpoint a training goes on from: of its folder, of a path, or of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoint as checkpoints
+from trainer import remote
+from trainer.config import TrainConfig
+from trainer.distributed import Processes
+from trainer.errors import CheckpointError
+
+
+def checkpoint_to_resume(
+    config: TrainConfig, identity: Mapping[str, Any], processes: Processes
+) -> tuple[checkpoints.Checkpoint | None, list[str]]:
+    """The checkpoint and what was refused on the way, by name. Only the main process asks a store: to be
+    called there first. Raises CheckpointError for a `resume` that cannot be used."""
+    out = config.output_dir
+    if remote.is_url(config.resume):
+        if processes.main:
+            return remote.given(config.resume, out, identity)
+        return checkpoints.find(out, "auto", identity)
+    found, refused = checkpoints.find(out, config.resume, identity)
+    if found is None and config.resume == "auto" and config.checkpoint_url and processes.main:
+        found, more = remote.bring(config.checkpoint_url, out, identity)
+        refused += more
+    return found, refused
+
+
+def best_folder(checkpoint_dir: Path, out: Path, step: int) -> Path | None:
+    """The folder of the best checkpoint, in `out` or beside the one that was resumed; None if it is gone."""
+    for folder in (checkpoints.folder_of(out, step), checkpoint_dir.parent / f"step-{step:06d}"):
+        try:
+            return checkpoints.load(folder).path
+        except CheckpointError:
+            continue
+    return None
