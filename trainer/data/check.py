@@ -15,7 +15,7 @@ from trainer.data.imagefolder import list_training, list_validation
 from trainer.data.listing import Listing, counted
 from trainer.data.report import DatasetReport, ImageItem, Problem
 from trainer.data.variants import known_augmentations
-from trainer.models.sniff import native_resolution, sniff
+from trainer.models.sniff import base_of, native_resolution
 
 
 def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
@@ -26,7 +26,7 @@ def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
     Raises ModelError when the base model is missing or of a kind that cannot be trained, ConfigError for an
     augmentation that no plugin has.
     """
-    base = sniff(config.base_model)
+    base = base_of(config)
     if base.kind == "text":
         return _check_rows(config)
     known_augmentations(config)

@@ -16,7 +16,7 @@ from trainer.data.folders import concept_of
 from trainer.data.imagefolder import list_training, list_validation
 from trainer.data.report import Kind
 from trainer.errors import DataError, ModelError
-from trainer.models.sniff import sniff
+from trainer.models.sniff import base_of
 
 DATA_PATHS = ("train_data_dir", "metadata_path", "validation_dir", "reg_data_dir", "mask_dir")
 """The keys of a config that name a part of its dataset."""
@@ -117,6 +117,6 @@ def _image_files(config: TrainConfig) -> set[Path]:
 
 def _kind(config: TrainConfig) -> Kind:
     try:
-        return sniff(config.base_model).kind
+        return base_of(config).kind
     except ModelError:
         return "images" if list_training(config).items else "text"
