@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.chat_tokens import Sample, TemplateError, tokenize
+from trainer.data.chat_tokens import Sample, TemplateError, template_of, tokenize, tokenize_text
 from trainer.models.llm import IGNORED, collate
 
 
@@ -35,7 +34,7 @@ def learnt(tokenizer: Any, sample: Sample) -> list[str]:
 
 def test_the_assistants_words_and_the_end_of_turn_and_nothing_else(tokenizer: Any) -> None:
     turns = [("system", "s"), ("user", "q"), ("assistant", "a b"), ("user", "r"), ("assistant", "c")]
-    sample = tokenize(tokenizer, turns, 500)
+    (sample,) = tokenize(tokenizer, turns)
     assert learnt(tokenizer, sample) == ["a b<|im_end|>", "c<|im_end|>"]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id, (
         "the trap: end of turn must not be masked as padding"
@@ -52,14 +51,14 @@ def test_the_assistants_words_and_the_end_of_turn_and_nothing_else(tokenizer: An
 )
 def test_whatever_is_said_the_mask_holds_the_answers(tokenizer: Any, words: list[str]) -> None:
     turns = [turn for word in words for turn in (("user", word), ("assistant", word))]
-    sample = tokenize(tokenizer, turns, 100_000)
+    (sample,) = tokenize(tokenizer, turns)
     bytes_learnt = sum(len(word.encode()) for word in words)
     if not any(special in word for word in words for special in ("<|", "|>")):
         assert sum(sample.learnt) == bytes_learnt + len(words)
 
 
 def test_cutting_keeps_the_beginning(tokenizer: Any) -> None:
-    sample = tokenize(tokenizer, [("user", "q"), ("assistant", "abcdef")], 24)
+    sample = tokenize(tokenizer, [("user", "q"), ("assistant", "abcdef")])[0].cut(24)
     assert len(sample.ids) == len(sample.learnt) == 24
     assert sample.targets < 7
 
@@ -72,7 +71,7 @@ def test_a_template_without_an_end_of_turn_gets_one(tokenizer: Any) -> None:
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    assert learnt(plain, tokenize(plain, [("user", "q"), ("assistant", "a")], 99))[-1].endswith("<|im_end|>")
+    assert learnt(plain, tokenize(plain, [("user", "q"), ("assistant", "a")])[0])[-1].endswith("<|im_end|>")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_templates_that_cannot_be_split_are_refused(tokenizer: Any, template: st
     odd = copy.copy(tokenizer)
     odd.chat_template = template
     with pytest.raises(TemplateError):
-        tokenize(odd, [("user", "q"), ("assistant", "a")], 99)
+        tokenize(odd, [("user", "q"), ("assistant", "a")])
 
 
 def test_labels_are_the_next_token_and_padding_is_told_by_length() -> None:
@@ -100,27 +99,49 @@ def test_labels_are_the_next_token_and_padding_is_told_by_length() -> None:
     assert labels.tolist() == [[IGNORED, 7, 2, IGNORED], [2, IGNORED, IGNORED, IGNORED]]
 
 
-def test_the_loss_is_transformers_own_on_the_same_tokens(tiny_lm: Path) -> None:
-    """Only rows that predict a target reach the output layer; the value must not change."""
-    from types import SimpleNamespace
+def test_every_token_of_a_document_but_the_first_is_a_target_once(tokenizer: Any) -> None:
+    text = "The quick brown fox, " * 20
+    whole = tokenizer(text)["input_ids"]
+    pieces = tokenize_text(tokenizer, text, 32)
+    assert all(len(piece.ids) <= 32 for piece in pieces)
+    assert [token for piece in pieces for token in piece.ids[1:]] == [*whole[1:], tokenizer.eos_token_id]
+    assert sum(piece.targets for piece in pieces) == len(whole)
 
-    from transformers import AutoModelForCausalLM
 
-    from trainer.models.llm import CausalLM
+def test_all_tokens_of_a_conversation_are_learnt_when_asked(tokenizer: Any) -> None:
+    (sample,) = tokenize(tokenizer, [("user", "q"), ("assistant", "a")], "all")
+    assert all(sample.learnt)
+    assert tokenizer.decode(sample.ids).startswith("<|im_start|>user\nq")
 
-    model: Any = AutoModelForCausalLM.from_pretrained(str(tiny_lm), local_files_only=True)
-    samples = [
-        Sample(tuple(range(3, 20)), tuple(n > 9 for n in range(17))),
-        Sample((9, 8, 7, 6), (False, True, False, True)),
-    ]
-    family: Any = SimpleNamespace(
-        samples=samples, model=model, setup=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+
+def test_a_template_that_hides_earlier_thoughts_gives_one_sample_for_each_answer(tokenizer: Any) -> None:
+    """As Qwen 3's: the last answer is shown with an (empty) thought, earlier ones without."""
+    import copy
+
+    hiding = copy.copy(tokenizer)
+    hiding.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    mine = CausalLM.loss(family, [0, 1], [torch.Generator()] * 2).detach()
-    wanted = 0.0
-    for sample in samples:
-        ids = torch.tensor([sample.ids])
-        labels = torch.where(torch.tensor([sample.learnt]), ids, IGNORED)
-        with torch.no_grad():
-            wanted += float(model(ids, labels=labels).loss) * sample.targets
-    assert float(mine) == pytest.approx(wanted, rel=1e-5)
+    samples = tokenize(hiding, [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")])
+    assert [learnt(hiding, sample) for sample in samples] == [
+        ["<think></think>a<|im_end|>"],
+        ["<think></think>b<|im_end|>"],
+    ]
+    assert "<think></think>a" not in hiding.decode(samples[1].ids)
+
+
+def test_chatml_closes_with_the_tokenizers_own_end_where_it_knows_no_other(tokenizer: Any) -> None:
+    class Bare:
+        chat_template = None
+        eos_token = "</s>"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"</s>": 0}
+
+    template = template_of(Bare())
+    assert template is not None
+    assert "{{ m['content'] }}</s>" in template
+    assert template_of(tokenizer) is None
