@@ -288,7 +288,7 @@ def test_a_warm_cache_loads_neither_vae_nor_text_encoder(
         run(images_config(max_steps=2, resolution=64))
 
 
-def test_cached_latents_and_captions_stay_together(images_config: Make) -> None:
+def test_pain_11_cached_latents_and_captions_stay_together(images_config: Make) -> None:
     """The cache is keyed by content: another order of rows gives each picture its own latent and caption."""
     from trainer.models.sd import StableDiffusion
 
@@ -304,14 +304,15 @@ def test_cached_latents_and_captions_stay_together(images_config: Make) -> None:
     header, *rows = (folder / "metadata.csv").read_text().splitlines()
     (folder / "metadata.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
     one, two = prepared(config), prepared(images_config(train_data_dir=folder))
-    for first, second, a, b in zip(
-        one.items, reversed(two.items), one.latents, reversed(two.latents), strict=True
-    ):
-        assert (first.name, first.caption) == (second.name, second.caption)
-        assert torch.equal(a[0], b[0])
-    assert not torch.equal(one.latents[0][0], one.latents[1][0])
-    captions = [item.caption for item in one.items]
-    assert not torch.equal(one.texts[captions[0]], one.texts[captions[1]])
+    assert [s.item.name for s in one.samples] == [s.item.name for s in reversed(two.samples)]
+    for first, second in zip(one.samples, reversed(two.samples), strict=True):
+        assert first.captions == second.captions
+        assert torch.equal(first.shown[0].posterior, second.shown[0].posterior)
+    a, b, *_ = one.samples
+    assert a.shown[0].posterior.shape != b.shown[0].posterior.shape or not torch.equal(
+        a.shown[0].posterior, b.shown[0].posterior
+    )
+    assert not torch.equal(one.embedded[a.captions[0]].states, one.embedded[b.captions[0]].states)
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_files(world: Make, events: Read) -> None:
