@@ -121,6 +121,7 @@ def text_config(tiny_lm: Path, chats: Path, cache_dir: Path, tmp_path: Path) -> 
             "train_data_dir": chats,
             "base_model": tiny_lm,
             "output_dir": tmp_path / "words",
+            "packing": False,
             "lora_rank": 2,
             "batch_size": 2,
             "max_steps": 3,

@@ -41,7 +41,7 @@ def test_the_loss_of_a_pack_is_transformers_own_of_its_rows(
     from transformers import AutoModelForCausalLM
 
     base = tiny(trainer_home / f"tiny-{kind}", tiny_lm, kind)
-    family = family_on(text_config(base_model=base, max_length=200))
+    family = family_on(text_config(base_model=base, max_length=200, packing=True))
     assert len(family.packs) == 1
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(base), local_files_only=True, attn_implementation="eager"
@@ -103,7 +103,7 @@ def test_the_fused_adapter_is_pefts_with_its_gradients(
     ids=str,
 )
 def test_every_kind_of_adapter_learns_and_repeats_itself(changes: dict[str, Any], text_config: Make) -> None:
-    first, again = (gradients(family_on(text_config(**changes)), [[0]]) for _ in range(2))
+    first, again = (gradients(family_on(text_config(packing=True, **changes)), [[0]]) for _ in range(2))
     assert first[0] == again[0] > 0
     assert any(bool(grad.abs().sum() > 0) for grad in first[1].values())
     assert all(torch.equal(grad, again[1][name]) for name, grad in first[1].items())
@@ -122,7 +122,7 @@ def test_validation_drops_nothing_out_and_leaves_the_model_training(text_config:
 def test_held_out_rows_come_once_and_training_rows_as_often_as_asked(text_config: Make) -> None:
     from trainer.data import check_dataset
 
-    family = family_on(text_config(repeats=3, packing=False), build=False)
+    family = family_on(text_config(repeats=3), build=False)
     assert len(family.packs) == 12
     report = check_dataset(family.config)
     assert len(family.prepare(report.items, report, training=False)) == 4
@@ -153,7 +153,7 @@ def test_a_chat_template_of_ones_own_is_trained_and_kept(text_config: Make, tmp_
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    family = family_on(text_config(chat_template=file, packing=False))
+    family = family_on(text_config(chat_template=file))
     assert family.tokenizer.decode(family.packs[0][0].ids) == (
         "[user]hi<|im_end|>[assistant]Hello there.<|im_end|>"
     )

@@ -17,7 +17,7 @@ from trainer.models.llm import _GradientWatch, collate
 
 def test_pain_l1_the_end_of_turn_is_learnt_though_it_is_the_pad_token(text_config: Make) -> None:
     """unsloth#416: pad = eos, masked as padding; the model never stops."""
-    family = family_on(text_config(packing=False))
+    family = family_on(text_config())
     stop = family.tokenizer.eos_token_id
     assert stop == family.tokenizer.pad_token_id
     samples = [sample for rows in family.packs for sample in rows]
@@ -39,8 +39,8 @@ def test_pain_l1_the_end_of_turn_is_learnt_though_it_is_the_pad_token(text_confi
 def test_pain_l2_l4_packed_is_unpacked_is_accumulated(text_config: Make) -> None:
     """trl#805 (rows see each other), unsloth#1169 (means of means): loss and gradients are the same however
     the rows are cut."""
-    packed = family_on(text_config(max_length=300))
-    single = family_on(text_config(packing=False))
+    packed = family_on(text_config(max_length=300, packing=True))
+    single = family_on(text_config())
     for family in (packed, single):
         stir(family)
     assert len(packed.packs) == 1
@@ -56,7 +56,7 @@ def test_pain_l2_l4_packed_is_unpacked_is_accumulated(text_config: Make) -> None
 
 
 def test_pain_l2_what_a_row_says_does_not_reach_its_neighbour(text_config: Make) -> None:
-    family = family_on(text_config(max_length=300))
+    family = family_on(text_config(max_length=300, packing=True))
     stir(family)
     first, *others = family.packs[0]
     changed = type(first)(tuple(reversed(first.ids)), (False,) * len(first.ids))
@@ -118,8 +118,8 @@ def test_pain_l5_a_quantised_base_is_not_merged_into(
 
 def test_pain_l6_checkpointing_trains_every_matrix_and_a_deaf_one_is_named(text_config: Make) -> None:
     """peft#1142: reentrant checkpointing behind frozen embeddings gives no gradient at all."""
-    family = family_on(text_config(gradient_checkpointing=True))
-    plain = family_on(text_config())
+    family = family_on(text_config(gradient_checkpointing=True, packing=True))
+    plain = family_on(text_config(packing=True))
     assert all(layer.gradient_checkpointing for layer in family.model.model.layers)
     loss, grads = gradients(family, [[0]])
     wanted, wanted_grads = gradients(plain, [[0]])
