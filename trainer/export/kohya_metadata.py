@@ -39,7 +39,7 @@ def network_keys(adapters: Mapping[str, Adapter]) -> dict[str, str]:
     """What says which kind of network it is: its class, rank and alpha (as applied, rsLoRA or not), and those
     of the 3x3 convolutions if they differ."""
     layers = [(layer, a.rslora) for a in adapters.values() for layer in a.layers.values()]
-    values = [(layer.rank, round(scale(layer, rslora) * layer.rank, 6)) for layer, rslora in layers]
+    values = [(layer.rank, float(f"{scale(layer, rslora) * layer.rank:.6g}")) for layer, rslora in layers]
     kinds = {layer.kind for layer, _ in layers}
     dora = any("magnitude" in layer.tensors for layer, _ in layers)
     large = [

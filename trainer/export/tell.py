@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import UserError
-from trainer.export.keys import COMPONENTS, Place, diffusers_key, kohya_key, peft_key
+from trainer.export.keys import COMPONENTS, PEFT_ROOT, Place, diffusers_key, kohya_key, peft_key
 from trainer.export.names import Family, naming
 from trainer.models.sniff import read_header
 
@@ -88,7 +88,7 @@ def tell(path: Path) -> Told:
         return _file(path, "kohya", header, metadata)
     if any(key.split(".")[0] in COMPONENTS and "lora" in key for key in keys):
         return _file(path, "diffusers", header, metadata)
-    if any(peft_key(key) for key in keys):
+    if any(key.startswith(PEFT_ROOT) and peft_key(key) for key in keys):
         raise UserError(
             f"{path} holds a LoRA, but no {CONFIG} lies beside it: its alpha is not known.",
             "Copy the whole adapter folder.",
