@@ -22,10 +22,10 @@ from tasks.platform import Platform
 from tasks.store import Store, open_store
 from tasks.store.faulty import Fault, FaultyStore, Killed
 from trainer.config import parse_config
+from trainer.data import DATA_PATHS
 
 CONFIG = "train_data_dir: ./facts\nbase_model: ./base.gguf\noutput_dir: ./out\nlearning_rate: 2e-4\n"
 OLD = f"sha256:{'a' * 64}"
-from trainer.data import DATA_PATHS
 
 
 @pytest.fixture(autouse=True)
