@@ -18,11 +18,12 @@ from trainer.data.captions import plain, texts
 from trainer.data.report import Item
 from trainer.data.variants import View, views
 from trainer.errors import ConfigError
+from trainer.export.images import save_images
 from trainer.fast_imports import lean_imports
 from trainer.lora import extract, inject, plan_of
 from trainer.losses import add_noise, alphas_cumprod, elementwise, snr_weight, target, zero_terminal_snr
 from trainer.models.base import Family, Group, RunFacts, Setup
-from trainer.models.sd_export import export
+from trainer.models.sd_export import facts
 from trainer.models.sd_latents import Shown, encode_views, vae_factor
 from trainer.models.sd_layers import drawn_from, quicken
 from trainer.models.sd_parts import Parts, parts_of
@@ -272,7 +273,7 @@ class StableDiffusion(Family):
     def export(self, folder: Path, run: RunFacts) -> list[Path]:
         adapters = {"unet": extract(self.unet)}
         adapters |= {name: extract(encoder) for name, encoder in self.encoders.items()}
-        return export(self, adapters, folder, run)
+        return save_images(folder, adapters, facts(self, folder.absolute().name, run))
 
     def sample(self, prompts: Sequence[str], folder: Path, seed: int) -> list[Path]:
         return [

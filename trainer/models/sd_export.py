@@ -1,58 +1,39 @@
-"""The files of an image adapter: kohya's, and diffusers' (for kinds that diffusers cannot read: peft's)."""
+"""What the files of an image adapter tell of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.export import diffusers as diffusers_file
-from trainer.export import kohya, kohya_metadata, peft
-from trainer.export.names import family_of, naming
-from trainer.lora import Adapter
+from trainer.export.images import ImageFacts
 from trainer.models.base import RunFacts
 
 if TYPE_CHECKING:
     from trainer.models.sd import StableDiffusion
 
 
-def export(
-    family: StableDiffusion, adapters: Mapping[str, Adapter], folder: Path, run: RunFacts
-) -> list[Path]:
-    """Write `adapters` ({component: adapter}) of `family` to `folder`; the files written."""
-    name = folder.absolute().name
-    config, items = family.config, {sample.item.sha256: sample.item for sample in family.samples}
-    written = []
-    if family.plan.kind == "lora":
-        written.append(diffusers_file.save(folder, adapters))
-    else:
-        for component, adapter in adapters.items():
-            (folder / component).mkdir(exist_ok=True)
-            written += peft.save(folder / component, adapter, str(family.setup.base.path))
-    kind = family_of(family.unet_config)
-    meta = kohya_metadata.metadata(
-        adapters,
-        family=kind,
+def facts(family: StableDiffusion, name: str, run: RunFacts) -> ImageFacts:
+    """The facts of `family` for files called `name`."""
+    config, base = family.config, family.setup.base.path
+    items = {sample.item.sha256: sample.item for sample in family.samples}
+    extra = {
+        "ss_learning_rate": str(config.learning_rate),
+        "ss_seed": str(config.seed),
+        "ss_steps": str(run.step),
+        "ss_max_train_steps": str(run.steps),
+        "ss_num_train_images": str(sum(not item.regularisation for item in items.values())),
+        "ss_num_reg_images": str(sum(item.regularisation for item in items.values())),
+        "ss_sd_model_hash": family.setup.base_digest[:8],
+        "ss_sd_model_name": base.name,
+    }
+    if config.train_text_encoder:
+        extra["ss_text_encoder_lr"] = str(config.text_encoder_lr or config.learning_rate)
+    return ImageFacts(
         name=name,
+        unet=family.unet_config,
+        base_model=str(base),
         resolution=family.side,
         prediction=family.prediction,
-        captions=[item.caption for item in items.values()],
+        captions=[item.caption for item in items.values() if not item.regularisation],
         trigger=config.trigger_word,
-        extra={
-            "ss_learning_rate": str(config.learning_rate),
-            "ss_seed": str(config.seed),
-            "ss_steps": str(run.step),
-            "ss_max_train_steps": str(run.steps),
-            "ss_num_train_images": str(len(items)),
-            "ss_sd_model_hash": family.setup.base_digest[:8],
-            "ss_sd_model_name": family.setup.base.path.name,
-        },
+        extra=extra,
     )
-    names = naming(kind, family.unet_config)
-    tensors = {
-        key: tensor
-        for component, adapter in adapters.items()
-        for key, tensor in kohya.to_kohya(component, adapter, names).items()
-    }
-    kohya.save(folder / f"{name}.safetensors", tensors, meta)
-    return [*written, folder / f"{name}.safetensors"]
