@@ -48,17 +48,14 @@ def merged(base: Path, adapter: Path) -> Any:
 
 def save(model: Any, base: Path, tokenizer: Any, folder: Path) -> list[Path]:
     """Write `model` and `tokenizer` as `folder`, whole or not at all, in the number format of the folder
-    `base`: bf16 or float32. The files, the weights' first."""
+    `base`, bf16 or float32, which `model` has afterwards. The files, the weights' first."""
     named = str(_config(base).get("dtype") or _config(base).get("torch_dtype") or "float32")
     dtype = torch.bfloat16 if named == "bfloat16" else torch.float32
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         os.chmod(made, 0o755)
-        weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-        before, model.config.dtype = model.config.dtype, dtype
-        model.save_pretrained(made, state_dict=weights)
-        model.config.dtype = before
+        model.to(dtype).save_pretrained(made)
         tokenizer.save_pretrained(made)
         for file in made.iterdir():
             with file.open("rb") as handle:

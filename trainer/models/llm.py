@@ -136,12 +136,12 @@ class CausalLM(Family):
             files.append(folder / TEMPLATE)
         if self.config.merge or self.config.gguf != "off":
             merged = merge.merged(self.folder, folder)
-            if self.config.merge:
-                files += merge.save(merged, self.folder, self.tokenizer, folder / "merged")
             if (kind := self.config.gguf) != "off":
-                path = folder / f"{folder.absolute().name}.{kind}.gguf"
+                path = folder / "gguf" / f"{folder.absolute().name}.{kind}.gguf"
                 base, source = self.folder, self.setup.base.path
                 files.append(gguf_file.save(merged, self.tokenizer, path, kind, base, source))
+            if self.config.merge:
+                files += merge.save(merged, self.folder, self.tokenizer, folder / "merged")
         return files
 
     def sample(self, prompts: Sequence[str], folder: Path, seed: int) -> list[Path]:
