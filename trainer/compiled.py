@@ -43,7 +43,7 @@ def compile_module(module: nn.Module, failed: Callable[[BaseException], None]) -
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)  # noqa: SLF001
-    eager = module._call_impl  # noqa: SLF001
+    eager: Callable[..., Any] = module._call_impl  # noqa: SLF001
     try:
         compiler: Callable[..., Any] = torch.compile
         fast = compiler(eager, dynamic=False)

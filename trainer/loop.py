@@ -102,7 +102,7 @@ class LoRATrainer:
         """Check every file and row, encode what is not cached, and find the checkpoint to go on from."""
         with self._phase("prepare_data"), self.processes.main_first():
             config, cache = self.config, Cache(self.config.cache_root)
-            report = check_dataset(config)
+            report = check_dataset(config, self.say)
             report.raise_if_bad()
             whole = self.base.path.is_dir()
             digest = "sha256:" + (cache.tree_digest if whole else cache.file_digest)(self.base.path)
@@ -226,6 +226,8 @@ class LoRATrainer:
         finally:
             self._progress.close()
             self.trackers.finish()
+        if main:
+            Cache(self.config.cache_root).trim(self.config.cache_limit_gb * 1e9)
         self.processes.finish()
         return self.result
 

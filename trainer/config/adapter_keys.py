@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from trainer.config.fields import Modules, Precision, Real, Strict, _word, key
+from trainer.config.fields import BatchSize, Modules, Precision, Real, Strict, _word, key
 
 
 class AdapterKeys(Strict):
@@ -58,13 +58,7 @@ class AdapterKeys(Strict):
 class LearningKeys(Strict):
     """Optimizer, schedule, loss."""
 
-    batch_size: int | Literal["auto"] = key(
-        "samples per micro-batch; auto: the largest that fits, with accumulation to match",
-        "1 to 8",
-        default=1,
-        ge=1,
-        le=4096,
-    )
+    batch_size: BatchSize = key("samples per micro-batch; auto: the largest that fits", "1 to 8", default=1)
     gradient_accumulation: int = key("micro-batches per step", "1 to 8", default=1, ge=1, le=4096)
     epochs: int = key("passes over the dataset", "5 to 20", default=10, ge=1, le=100_000)
     max_steps: int | None = key(

@@ -48,11 +48,18 @@ def _modules(value: Any) -> Any:
     return value
 
 
+def _batch(value: Any) -> Any:
+    if value != "auto" and (type(value) is not int or not 1 <= value <= 4096):
+        raise ValueError("must be auto or a whole number; allowed: 1 or more, at most 4,096")
+    return value
+
+
 Real = Annotated[float, BeforeValidator(_number)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Paths = Annotated[tuple[FilePath, ...], BeforeValidator(_list)]
 Modules = Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_modules)]
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch)]
 Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_precision)]
 AutoOff = Annotated[Literal["auto", "off"], BeforeValidator(_word)]
 

@@ -39,22 +39,17 @@ def make(
     factory, arguments = _factory(config, device, warnings)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     _check_arguments(config.optimizer, factory, config.optimizer_args)
+    _check_step(config.optimizer, factory)
     try:
         made = factory([dict(group) for group in groups], **given)
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(
-            [f"`optimizer_args` {config.optimizer_args}: {config.optimizer} refuses them: {error}"],
-            "Correct optimizer_args.",
+            [f"`optimizer` {config.optimizer} with optimizer_args {config.optimizer_args}: {error}."],
+            "Correct optimizer_args, or use another one.",
         ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(
             [f"`optimizer`: {config.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer."]
-        )
-    closure = inspect.signature(type(made).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ConfigError(
-            [f"`optimizer`: {config.optimizer} wants to compute the loss again within a step."],
-            f"Use one that works from gradients alone, such as {', '.join(BUILT_IN)}.",
         )
     return made, warnings
 
@@ -135,6 +130,18 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
         [f"`optimizer` {name}: {class_name} {what}" + (f"; did you mean `{near[0]}`?" if near else ".")],
         f"{module_name} has {', '.join(sorted(offered)[:12]) or 'no optimizers'}.",
     )
+
+
+def _check_step(name: str, factory: Callable[..., Any]) -> None:
+    """L-BFGS and its like want a closure."""
+    if not isinstance(factory, type) or not issubclass(factory, torch.optim.Optimizer):
+        return
+    closure = inspect.signature(factory.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            [f"`optimizer`: {name} wants to compute the loss again within a step."],
+            f"Use one that works from gradients alone, such as {', '.join(BUILT_IN)}.",
+        )
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> None:

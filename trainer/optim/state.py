@@ -55,8 +55,9 @@ class Optimizer:
         """One update at `factor` of the groups' learning rates; gradients are clipped and cleared. Returns
         the gradient's norm before clipping and whether it was a number.
 
-        The first one also raises ConfigError for a state that cannot be saved. A gradient that is none changes nothing. On an accelerator it is not looked at (that would wait for
+        A gradient that is none changes nothing. On an accelerator it is not looked at (that would wait for
         the device), unless the config wants such steps skipped: there the guard of the log stops the run.
+        The first update raises ConfigError for an optimizer whose state cannot be saved.
         """
         parameters = list(self.parameters.values())
         if self.scale.on:
