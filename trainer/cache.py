@@ -110,11 +110,14 @@ class Cache:
     def trim(self, limit_bytes: float, now: float | None = None) -> int:
         """Remove entries, the least recently used first, until at most `limit_bytes` are left (0: no limit),
         and what killed writers left. Nothing that was used within a day of `now` (seconds since 1970) goes: a
-        running training may read it. One process trims at a time, others return at once. Bytes removed."""
-        if limit_bytes <= 0:
-            return 0
-        with _locked(self.root / ".trim.lock", wait=False) as mine:
-            return _trim(self.root, limit_bytes, (time.time() if now is None else now) - _DAY) if mine else 0
+        running training may read it. One process trims at a time, others return at once. Bytes removed; what
+        may not be touched (another user's, say) is left."""
+        removed = 0
+        if limit_bytes > 0:
+            before = (time.time() if now is None else now) - _DAY
+            with suppress(OSError), _locked(self.root / ".trim.lock", wait=False) as mine:
+                removed = _trim(self.root, limit_bytes, before) if mine else 0
+        return removed
 
     def file_digest(self, path: Path) -> str:
         """Hex sha256 of a large file, remembered by its real path, size, time and inode."""
@@ -161,7 +164,7 @@ def _trim(root: Path, limit_bytes: float, before: float) -> int:
         for path in shelf.iterdir():
             if path.suffix == ".lock":
                 continue
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 used = path.stat().st_mtime
                 if path.name.startswith("."):
                     if used < before:
@@ -172,7 +175,7 @@ def _trim(root: Path, limit_bytes: float, before: float) -> int:
     for used, size, path in sorted(entries):
         if left - removed <= limit_bytes or used >= before:
             break
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             if path.stat().st_mtime == used:
                 gone = path.with_name(f".{path.name}.gone")
                 os.replace(path, gone)

@@ -18,7 +18,6 @@ from trainer.data import (
     check_dataset,
     dataset_digest,
     dataset_files,
-    place,
     relocate,
 )
 
@@ -130,7 +129,7 @@ def copied(here: TrainConfig, root: Path) -> TrainConfig:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, root / name)
     plain = relocate(here, Path()).model_dump(mode="json", exclude_unset=True)
-    return config_from(place(plain, root))
+    return config_from({**plain, **{key: root / plain[key] for key in DATA_PATHS if key in plain}})
 
 
 LAYOUTS: dict[str, dict[str, str]] = {

@@ -1,7 +1,7 @@
 """Datasets: read, checked before step 0, and named by content. Imports no torch."""
 
 from trainer.data.check import check_dataset
-from trainer.data.digest import DATA_PATHS, dataset_digest, dataset_files, dataset_manifest, place, relocate
+from trainer.data.digest import DATA_PATHS, dataset_digest, dataset_files, dataset_manifest, relocate
 from trainer.data.report import ChatItem, DatasetReport, ImageItem, Problem
 from trainer.errors import DataError, ModelError
 
@@ -17,6 +17,5 @@ __all__ = [
     "dataset_digest",
     "dataset_files",
     "dataset_manifest",
-    "place",
     "relocate",
 ]

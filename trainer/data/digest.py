@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from trainer.cache import sha256_file
 from trainer.config import TrainConfig
@@ -71,12 +69,6 @@ def relocate(config: TrainConfig, root: Path) -> TrainConfig:
         if (path := getattr(config, key)) is not None
     }
     return config.model_copy(update=moved)
-
-
-def place(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """The plain values of a config that was relocated to the relative `Path()`, with its data at `root`."""
-    moved = {key: str(root / values[key]) for key in DATA_PATHS if values.get(key) is not None}
-    return {**values, **moved}
 
 
 def _root(config: TrainConfig) -> str:
