@@ -131,6 +131,7 @@ def test_the_language_adapter_loads_in_peft_with_the_same_effect(text_config: Ma
     config = text_config(lora_alpha=6, max_steps=6)
     trainer = trained(config)
     model: Any = trainer.family.model  # type: ignore[union-attr]
+    model.set_attn_implementation("sdpa")
     ids = torch.tensor([[1, 20, 30, 40, 2]])
     with torch.no_grad():
         wanted = model.eval()(ids).logits

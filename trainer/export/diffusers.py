@@ -37,8 +37,8 @@ def to_diffusers(component: str, adapter: Adapter) -> dict[str, Tensor]:
         if "magnitude" in layer.tensors:
             magnitude = layer.tensors["magnitude"]
             shape = (1, -1, 1, 1) if layer.tensors["down"].dim() == 4 else (-1,)
-            # transformers 5 leaves a text encoder's magnitudes at their start without `.weight`; older versions
-            # and the UNet's loader read either name.
+            # Without `.weight` transformers 5 leaves a text encoder's magnitudes at their start; older
+            # versions and the UNet's loader read either name.
             end = "lora_magnitude_vector" if component == "unet" else "lora_magnitude_vector.weight"
             tensors[f"{name}.{end}"] = magnitude.reshape(shape)
     return tensors
