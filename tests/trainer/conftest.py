@@ -37,6 +37,14 @@ def tiny_sd(trainer_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(trainer_home: Path) -> Path:
+    from trainer.tiny import make_sdxl
+
+    make_sdxl(trainer_home / "sdxl")
+    return trainer_home / "sdxl"
+
+
+@pytest.fixture(scope="session")
 def tiny_lm(trainer_home: Path) -> Path:
     from trainer.tiny import make_lm
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +136,22 @@ def openclip_to_ldm(text: Mapping[str, Tensor], prefix: str) -> Tensors:
                 new = new.replace(ours, theirs)
             out[f"{prefix}{new}"] = tensor
     return out
+
+
+def stream(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a .safetensors of fp16 or int64 tensors, which may share their memory."""
+    header: dict[str, Any] = {}
+    place = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        kind = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def contiguous(*parts: Tensors) -> Tensors:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.trainer.ldm_layout import clip_to_ldm, contiguous, openclip_to_ldm, unet_to_ldm, vae_to_ldm
+from tests.trainer.ldm_layout import clip_to_ldm, contiguous, openclip_to_ldm, stream, unet_to_ldm, vae_to_ldm
 from trainer.cache import Cache
 from trainer.config import config_from
 from trainer.errors import ConfigError
@@ -234,7 +234,7 @@ def test_a_full_size_single_file_is_read_as_diffusers_reads_it(
     shapes = models(shipped, "meta")
     states = random_states(shapes)
     written = {part: {n: digest(t) for n, t in tensors.items()} for part, tensors in states.items()}
-    save_file(to_single_file(family, states, read_config(shipped / "unet" / "config.json")), str(file))
+    stream(file, to_single_file(family, states, read_config(shipped / "unet" / "config.json")))
     del states
     gc.collect()
     parts = parts_of(setup(images_config(base_model=file)))

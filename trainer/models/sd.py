@@ -40,7 +40,7 @@ CONV_TARGETS = (
 """With conv_dim: 278 in SD 1.5, 788 in SDXL."""
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "self_attn.out_proj", "fc1", "fc2")
-"""72 in SD 1.5, 264 in both encoders of SDXL."""
+"""72 in SD 1.5; 66 and 192 in the encoders of SDXL."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,9 @@ class StableDiffusion(Family):
         if config.train_text_encoder:
             self.encoders = self.texts.load(self.setup.dtype)
             for place, (name, encoder) in enumerate(self.encoders.items(), 1):
-                parameters = inject(encoder, self.plan, TEXT_TARGETS, config.seed + place)
+                parameters = inject(
+                    encoder, self.plan, self._text_targets(name, encoder), config.seed + place
+                )
                 encoder.to(device)
                 whole = quicken(encoder) and whole
                 rate = config.text_encoder_lr or config.learning_rate
@@ -180,6 +182,17 @@ class StableDiffusion(Family):
                 _checkpoint(module)
             module.train()
         return groups
+
+    def _text_targets(self, name: str, encoder: Any) -> list[str]:
+        """The modules of a text encoder. SDXL does not look at what the first one's last layer gives, so that
+        this layer could not learn."""
+        unused = name == "text_encoder" and len(self.parts.encoders) > 1
+        last = f"encoder.layers.{encoder.config.num_hidden_layers - 1}." if unused else "-"
+        return [
+            path
+            for path, _ in encoder.named_modules()
+            if path.endswith(TEXT_TARGETS) and not path.removeprefix("text_model.").startswith(last)
+        ]
 
     def modules(self) -> list[nn.Module]:
         return [self.unet, *self.encoders.values()]
