@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trainer.config import TrainConfig
-from trainer.data.buckets import Size, bucket_for, sizes_of
+from trainer.data.buckets import Size, bucket_for
 from trainer.data.listing import counted
 from trainer.data.report import ImageItem
 from trainer.data.variants import cover
@@ -18,16 +18,17 @@ FEW = 50
 _LOST = 0.25
 
 
-def buckets_of(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> dict[str, int]:
+def buckets_of(pictures: Sequence[ImageItem], sizes: Sequence[Size]) -> dict[str, int]:
     """How many pictures each bucket gets, as {"768x512": 3}, by size."""
-    sizes = sizes_of(config, side)
     count = Counter(bucket_for(item.width, item.height, sizes) for item in pictures)
     return {f"{width}x{height}": count[width, height] for width, height in sorted(count)}
 
 
-def advise(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
-    """Warnings about checked pictures, for a model trained at `side` pixels."""
-    found = [*_small(pictures, config, side), *_cut(pictures, config, side)]
+def advise(pictures: Sequence[ImageItem], config: TrainConfig, side: int, sizes: Sequence[Size]) -> list[str]:
+    """Warnings about checked pictures, for a model trained at `side` pixels in buckets of `sizes`."""
+    found = _small(pictures, side, sizes)
+    if config.aspect_buckets:
+        found += _cut(pictures, sizes)
     own = [item for item in pictures if not item.regularisation]
     if config.lora_rank >= 32 and 0 < len(own) < FEW:
         found.append(
@@ -71,8 +72,7 @@ def duplicates(pictures: Sequence[ImageItem], held: Sequence[ImageItem]) -> list
     return found
 
 
-def _small(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
-    sizes = sizes_of(config, side)
+def _small(pictures: Sequence[ImageItem], side: int, sizes: Sequence[Size]) -> list[str]:
     small = [
         item
         for item in pictures
@@ -94,10 +94,7 @@ def _scale(item: ImageItem, sizes: Sequence[Size]) -> float:
     return max(width / item.width, height / item.height)
 
 
-def _cut(pictures: Sequence[ImageItem], config: TrainConfig, side: int) -> list[str]:
-    if not config.aspect_buckets:
-        return []
-    sizes = sizes_of(config, side)
+def _cut(pictures: Sequence[ImageItem], sizes: Sequence[Size]) -> list[str]:
     cut = []
     for item in pictures:
         width, height = bucket_for(item.width, item.height, sizes)

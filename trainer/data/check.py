@@ -8,6 +8,7 @@ from pathlib import Path
 from trainer.cache import Cache
 from trainer.config import TrainConfig
 from trainer.data import advice
+from trainer.data.buckets import Size, sizes_of
 from trainer.data.chat_rows import content_of, read_chats
 from trainer.data.decode import Say, decode_all
 from trainer.data.holdout import split
@@ -15,7 +16,7 @@ from trainer.data.imagefolder import list_training, list_validation
 from trainer.data.listing import Listing, counted
 from trainer.data.report import DatasetReport, ImageItem, Problem
 from trainer.data.variants import known_augmentations
-from trainer.models.sniff import base_of, native_resolution
+from trainer.models.sniff import base_of, native_resolution, side_multiple
 
 
 def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
@@ -31,7 +32,7 @@ def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
         return _check_rows(config)
     known_augmentations(config)
     side = config.resolution or native_resolution(base)
-    return _check_images(config, side, say)
+    return _check_images(config, side, sizes_of(config, side, side_multiple(base)), say)
 
 
 def _check_rows(config: TrainConfig) -> DatasetReport:
@@ -55,7 +56,7 @@ def _of(problem: Problem, folder: Path) -> Problem:
     return Problem(name, problem.line, problem.what, problem.hint)
 
 
-def _check_images(config: TrainConfig, side: int, say: Say | None) -> DatasetReport:
+def _check_images(config: TrainConfig, side: int, sizes: Sequence[Size], say: Say | None) -> DatasetReport:
     report = DatasetReport("images")
     cache = Cache(config.cache_root)
     listed, held = list_training(config), list_validation(config)
@@ -80,8 +81,8 @@ def _check_images(config: TrainConfig, side: int, say: Say | None) -> DatasetRep
         pictures, kept = _held_out(pictures, config)
     report.items, report.validation = list(pictures), list(kept)
     if pictures:
-        report.buckets = advice.buckets_of(pictures, config, side)
-        report.warnings += [*advice.advise(pictures, config, side), *advice.duplicates(pictures, kept)]
+        report.buckets = advice.buckets_of(pictures, sizes)
+        report.warnings += [*advice.advise(pictures, config, side, sizes), *advice.duplicates(pictures, kept)]
         report.notes.append(_coverage(pictures))
         report.notes.append(
             "buckets: " + ", ".join(f"{number} of {size}" for size, number in report.buckets.items())

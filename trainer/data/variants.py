@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def render(item: ImageItem, view: View, config: TrainConfig) -> NDArray[np.uint8
 
 def render_all(item: ImageItem, chosen: Sequence[View], config: TrainConfig) -> list[NDArray[np.uint8]]:
     """`render` for several views of one picture, decoded once."""
-    picture = images.open_rgb(masks.checked_bytes(item), images.colour(config.background))
+    picture = _decoded(item, config.background)
     known_augmentations(config)
     found = []
     for view in chosen:
@@ -116,6 +117,12 @@ def known_augmentations(config: TrainConfig) -> str:
             "function of one of those files.",
         )
     return digest
+
+
+@lru_cache(maxsize=1)
+def _decoded(item: ImageItem, background: str) -> Image.Image:
+    """The picture that was decoded last: its views are rendered one after another."""
+    return images.open_rgb(masks.checked_bytes(item), images.colour(background))
 
 
 def _first_flip(item: ImageItem, config: TrainConfig) -> int:
