@@ -53,7 +53,8 @@ def check(base: Path, source: Path) -> None:
 
 def save(model: Any, tokenizer: Any, path: Path, kind: str, base: Path, source: Path) -> Path:
     """Write `model` (float32, on the CPU) as `path`, whole or not at all. `kind`: f16 or q8_0, for matrices;
-    vectors stay float32. A sliding window has no place in the format. The vocabulary is that of `source` if that is a GGUF file, else `tokenizer`'s."""
+    vectors stay float32. The vocabulary is that of `source` if that is a GGUF file, else `tokenizer`'s. The
+    format has no place for a sliding window."""
     from gguf import GGUFWriter
 
     config = _read(base / "config.json") | model.config.to_dict()
