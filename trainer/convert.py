@@ -6,15 +6,14 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from trainer.errors import EXIT_OK, UserError, explain
+from trainer.export.names import Family
 from trainer.export.tell import Format, tell
 
 if TYPE_CHECKING:
     from trainer.lora import Adapter
-
-Family = Literal["sd1", "sd2", "sdxl"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

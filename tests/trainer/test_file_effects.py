@@ -19,6 +19,8 @@ from trainer.export.images import ImageFacts, save_images
 from trainer.export.names import family_of, naming
 from trainer.lora import Plan, extract, inject
 
+pytestmark = pytest.mark.models
+
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 CONV = [*LINEAR, "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]

@@ -224,6 +224,39 @@ def test_convert_writes_over_nothing_unasked(tmp_path: Path, capsys: pytest.Capt
     assert convert.main([str(source), str(tmp_path / "no" / "b.safetensors")]) == 3
 
 
+def test_converting_a_kohya_file_to_itself_mends_what_inspect_warns_of(tmp_path: Path) -> None:
+    good = load_file(write_kohya(tmp_path / "good.safetensors", "sdxl", dora=True))
+    names = naming("sdxl")
+    bad = {}
+    for key, tensor in good.items():
+        name, _, end = key.partition(".")
+        place = names.module(name)
+        assert place is not None
+        path = place[1].removeprefix("text_model.").replace(".", "_")
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[place[0]]
+        bad[f"{prefix}{path}.{end}"] = tensor.flatten() if end == "dora_scale" else tensor
+    save_file(bad, tmp_path / "bad.safetensors", {"ss_seed": "1"})
+    mended = [w for w in inspect_file.inspect(tmp_path / "bad.safetensors")["warnings"] if "Convert" in w]
+    assert len(mended) == 4
+    convert.convert(tmp_path / "bad.safetensors", tmp_path / "ok.safetensors", to="kohya")
+    facts = inspect_file.inspect(tmp_path / "ok.safetensors")
+    assert [w for w in facts["warnings"] if "Convert" in w] == []
+    ok = load_file(tmp_path / "ok.safetensors")
+    assert ok.keys() == good.keys()
+    assert all(torch.equal(ok[key], good[key]) for key in ok)
+    assert facts["metadata"]["ss_seed"] == "1"
+    assert facts["metadata"]["ss_base_model_version"] == "sdxl_base_v1-0"
+
+
+def test_dora_for_each_input_is_not_taken_for_one_for_each_output(tmp_path: Path) -> None:
+    path = write_kohya(tmp_path / "a.safetensors", dora=True)
+    tensors = {k: torch.ones(1, 6) if k.endswith("dora_scale") else t for k, t in load_file(path).items()}
+    save_file(tensors, path)
+    assert any("for each input" in warning for warning in inspect_file.inspect(path)["warnings"])
+    with pytest.raises(UserError, match="for each input"):
+        convert.convert(path, tmp_path / "b.safetensors")
+
+
 def test_convert_lists_keys_that_it_does_not_know(tmp_path: Path) -> None:
     path = write_kohya(tmp_path / "a.safetensors")
     save_file({**load_file(path), "lora_unet_moon_0.lora_up.weight": torch.zeros(2, 2)}, path)

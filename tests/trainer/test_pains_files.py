@@ -19,6 +19,8 @@ from trainer.errors import TrainerError
 from trainer.export import tensor_file
 from trainer.lora import extract
 
+pytestmark = pytest.mark.models
+
 
 def meta(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:

@@ -75,6 +75,11 @@ def peft_key(key: str) -> Place | None:
     return _product("", module, end)
 
 
+def by_input(dora_scale: tuple[int, ...]) -> bool:
+    """Whether kohya's `dora_scale` of this shape holds a magnitude for each input (older LyCORIS)."""
+    return len(dora_scale) > 1 and dora_scale[0] == 1 and dora_scale[1] > 1
+
+
 def _product(component: str, module: str, end: str) -> Place | None:
     if end not in _PRODUCTS:
         return None

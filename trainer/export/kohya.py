@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.errors import UserError
 from trainer.export.description import describe
 from trainer.export.effect import full_matrices, scale
-from trainer.export.keys import KOHYA, PREFIX, kohya_key
+from trainer.export.keys import KOHYA, PREFIX, by_input, kohya_key
 from trainer.export.layers import layers_of
 from trainer.export.names import Naming, naming
 from trainer.export.tensor_file import serialize, write
@@ -42,7 +43,14 @@ def to_kohya(component: str, adapter: Adapter, names: Naming | None = None) -> d
 
 
 def from_kohya(tensors: Mapping[str, Tensor], names: Naming) -> dict[str, Adapter]:
-    """{component: adapter}; without an alpha the scale is 1. Raises UserError that lists unknown keys."""
+    """{component: adapter}; without an alpha the scale is 1. Raises UserError that lists unknown keys, and
+    for DoRA magnitudes of each input, which only kohya's format has."""
+    inputs = [k for k, t in tensors.items() if k.endswith(".dora_scale") and by_input(tuple(t.shape))]
+    if inputs:
+        raise UserError(
+            f"{len(inputs)} DoRA magnitudes are for each input, not each output (the first: {inputs[0]}).",
+            "peft and diffusers have no form for them: keep the kohya file for A1111 and ComfyUI.",
+        )
     found = layers_of(tensors, lambda key: kohya_key(key, names))
     return {component: Adapter(layers, describe(layers)) for component, layers in found.items()}
 

@@ -123,7 +123,7 @@ def _file(path: Path, kind: Format, header: Mapping[str, Any], metadata: dict[st
         place = kohya_key(key, names) if kind == "kohya" else diffusers_key(key)
         found.add(key, place, entry)
     alphas = _stored_alphas(path, found.scalars) if kind == "kohya" else _described_alphas(metadata, found)
-    rslora = kind == "diffusers" and '"unet.use_rslora": true' in metadata.get("lora_adapter_metadata", "")
+    rslora = any(part.get("use_rslora") for part in described_parts(metadata).values())
     family = family_of_shapes(found.shapes, tuple(header)) or _family_said(metadata)
     return Told(
         path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.export.keys import by_input
 from trainer.export.tell import Told
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl"}
@@ -60,10 +61,12 @@ def _of_kohya(told: Told) -> list[str]:
     magnitudes = [p["magnitude"] for ms in told.shapes.values() for p in ms.values() if "magnitude" in p]
     if any(len(shape) == 1 for shape in magnitudes):
         found.append("dora_scale has one dimension: ComfyUI takes the wrong axis for it. Convert the file.")
-    if magnitudes:
+    if any(by_input(shape) for shape in magnitudes):
+        found.append("DoRA for each input: A1111 and ComfyUI apply it, diffusers drops dora_scale.")
+    elif magnitudes:
         found.append(
-            "DoRA: diffusers drops dora_scale from this format (use its own file), A1111 expects it for each "
-            "input and scrambles one for each output, ComfyUI divides by the norm of the base weight alone."
+            "DoRA for each output: diffusers drops dora_scale from this format (use its own file), A1111 "
+            "expects one for each input and scrambles it, ComfyUI divides by the base weight's norm alone."
         )
     if told.kinds.keys() & {"loha", "lokr"}:
         found.append("diffusers cannot read LoHa and LoKr in this format; A1111 and ComfyUI can.")
