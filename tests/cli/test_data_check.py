@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.trainer.picture_sets import picture, sd_header
+
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
 
@@ -58,3 +60,20 @@ def test_a_model_that_is_missing(cli, dataset, tmp_path):
     status, _, err = cli("data", "check", "config.yaml")
     assert status == 3
     assert "model.gguf" in err
+
+
+def test_pictures_are_told_with_their_buckets_and_captions(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_OPS_CACHE", str(tmp_path / "cache"))
+    sd_header(tmp_path / "model")
+    for number, size in enumerate([(600, 400), (400, 400), (900, 600)]):
+        picture(tmp_path / "data" / "5_cat" / f"{number}.png", f"cat {number}", size=size)
+    text = "train_data_dir: data\nbase_model: model\noutput_dir: out\nresolution: 64\n"
+    (tmp_path / "config.yaml").write_text(text)
+    status, out, err = cli("data", "check", "config.yaml")
+    assert (status, err) == (0, "")
+    assert "ok: config.yaml: 3 items" in out
+    assert "5_cat: 3 pictures, each 5 times an epoch" in out
+    assert "captions: 3 of 3 pictures" in out
+    assert "buckets: 1 of 64x64, 2 of 80x48" in out
+    assert json.loads(cli("data", "check", "config.yaml", "--json")[1])["buckets"] == {"64x64": 1, "80x48": 2}
