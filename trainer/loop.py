@@ -220,7 +220,9 @@ class LoRATrainer:
                 loss = self._loop(self.family, self._optimizer)
             with self._phase("export"):
                 self.result = (
-                    publish(self, self.family, self._optimizer, loss) if main else {"step": self.step}
+                    publish(self, self.family, self._optimizer, loss)
+                    if main
+                    else {"step": self.step, "loss": loss, "files": []}
                 )
             self.events.write("result", **self.result)
         finally:
