@@ -116,6 +116,8 @@ class LoRATrainer:
             self.buckets = self.family.prepare(report.items, report)
             self.samples = len(self.buckets)
             self._prepare_validation(self.family, report)
+            for text in report.notes:
+                self.say(text)
             for text in [*report.warnings, *refused]:
                 self.warn(text)
             self.start_facts = {

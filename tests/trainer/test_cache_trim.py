@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.cache import Cache
+from trainer.cache import Cache, write_atomic
 
 DAY = 86_400
 
@@ -54,7 +54,7 @@ def test_no_limit_removes_nothing(tmp_path: Path) -> None:
 
 def test_folders_and_what_a_killed_writer_left(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    folder = cache.folder("models", {"k": 1}, lambda made: (made / "part").write_bytes(bytes(300)) and None)
+    folder = cache.folder("models", {"k": 1}, lambda made: write_atomic(made / "part", bytes(300)))
     torn = folder.with_name(f".{folder.name}.x7d0")
     torn.mkdir()
     (torn / "half").write_bytes(b"x")
@@ -62,7 +62,7 @@ def test_folders_and_what_a_killed_writer_left(tmp_path: Path) -> None:
     assert (folder.is_dir(), torn.exists()) == (True, False)
     assert cache.trim(100, now=time.time() + 2 * DAY) == 300
     assert not folder.exists()
-    again = cache.folder("models", {"k": 1}, lambda made: (made / "part").write_bytes(b"new") and None)
+    again = cache.folder("models", {"k": 1}, lambda made: write_atomic(made / "part", b"new"))
     assert (again / "part").read_bytes() == b"new"
 
 

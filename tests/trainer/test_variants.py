@@ -98,7 +98,8 @@ def test_a_mask_has_the_pictures_geometry(left_red: ImageItem, tmp_path: Path) -
     made = config(flip=True, masked_loss="alpha")
     plain, mirrored = views(left_red, (16, 16), made)
     mask = render_mask(left_red, plain, made)
-    assert (mask.shape, mask.dtype) == ((16, 16), np.float32)
+    assert mask.shape == (16, 16)
+    assert mask.dtype == np.float32
     assert (mask[8, 1], mask[8, 14]) == (1.0, 0.0)
     assert np.array_equal(render_mask(left_red, mirrored, made), mask[:, ::-1])
     assert (render_mask(left_red, plain, config()) == 1).all()
