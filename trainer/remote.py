@@ -39,7 +39,9 @@ class Remote:
         self._api: Any = obstore
         try:
             self._store: Any = (
-                from_url(self.url, mkdir=True) if url.startswith("file://") else from_url(self.url)
+                from_url(self.url, mkdir=True, automatic_cleanup=True)
+                if url.startswith("file://")
+                else from_url(self.url)
             )
         except Exception as error:
             raise CheckpointError(
