@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -313,8 +314,65 @@ def test_a_smaller_rank_is_the_nearest(rank: int, to: int, alpha: float, rslora:
     assert float(error) == pytest.approx(float(left), rel=1e-3, abs=1e-4 * float(wanted.norm()))
 
 
+@pytest.mark.parametrize(
+    "described",
+    ["{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": {"(": 1}}', '{"unet.alpha_pattern": 3}'],
+)
+def test_a_description_that_cannot_be_read_is_no_alpha(described: str, tmp_path: Path) -> None:
+    path = diffusers.save_file(tmp_path / "a.safetensors", adapters())
+    save_file(load_file(path), path, {"lora_adapter_metadata": described})
+    with pytest.raises(UserError, match=r"cannot be read|no JSON object"):
+        inspect_file.inspect(path)
+
+
+def test_peft_takes_8_for_an_alpha_that_its_description_leaves_out(tmp_path: Path) -> None:
+    path = diffusers.save_file(tmp_path / "a.safetensors", {"unet": adapters()["unet"]})
+    save_file(load_file(path), path, {"lora_adapter_metadata": '{"unet.r": 2}'})
+    assert inspect_file.inspect(path)["alpha"] == {"8": 3}
+
+
 def test_resize_refuses_what_has_no_nearest(tmp_path: Path) -> None:
     path = write_kohya(tmp_path / "a.safetensors", dora=True)
     with pytest.raises(UserError, match="DoRA cannot be resized"):
         convert.convert(path, tmp_path / "b.safetensors", rank=1)
     assert convert.main([str(path), str(tmp_path / "b.safetensors"), "--rank", "0"]) == 3
+
+
+NAMES = [
+    "lora_unet_mid_block_attentions_0_proj_in",
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+    "lora_te_encoder_layers_0_self_attn_q_proj",
+    "lora_unet_moon",
+    "unet.mid_block.attentions.0.proj_in",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    "base_model.model.model.layers.0.q_proj",
+]
+ENDS = [
+    *("lora_down.weight", "lora_up.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b", "hada_w2_b"),
+    *("lokr_w1", "lokr_w2", "lokr_w2_b", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "diff"),
+]
+SHAPES = st.lists(st.integers(0, 3), max_size=4).map(tuple)
+METADATA = st.dictionaries(
+    st.sampled_from(["lora_adapter_metadata", "ss_base_model_version", "software", "x"]),
+    st.sampled_from(
+        ["", "[]", "{", '{"unet.r": 2}', '{"unet.alpha_pattern": {"(": 1}}', "sdxl_base", "null"]
+    ),
+)
+
+
+@given(
+    keys=st.dictionaries(st.tuples(st.sampled_from(NAMES), st.sampled_from(ENDS)), SHAPES, max_size=6),
+    metadata=METADATA,
+    to=st.sampled_from(["kohya", "diffusers", "peft"]),
+)
+def test_strange_files_are_told_apart_or_refused_in_words(
+    keys: dict[tuple[str, str], tuple[int, ...]], metadata: dict[str, str], to: Any
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        save_file({f"{name}.{end}": torch.ones(shape) for (name, end), shape in keys.items()}, path, metadata)
+        target = Path(folder) / "y"
+        codes = inspect_file.main([str(path)]), convert.main([str(path), str(target), "--to", to])
+        assert set(codes) <= {0, 3}
+        assert target.exists() == (codes[1] == 0)

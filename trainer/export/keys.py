@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Literal, NamedTuple
 
 from trainer.export.names import Naming
@@ -73,6 +75,33 @@ def peft_key(key: str) -> Place | None:
         return Place("", match["module"], "lora", _DIFFUSERS[match["end"]])
     module, _, end = path.rpartition(".")
     return _product("", module, end)
+
+
+def plausible(part: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape can be that part of a module: number, vector, or at least matrix."""
+    if part == "alpha":
+        return prod(shape) == 1
+    return 0 not in shape and len(shape) >= (1 if part == "magnitude" else 2)
+
+
+def coherent(kind: Kind, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether plausible parts make up a whole module: none is missing, and the ranks agree."""
+    have = shapes.keys()
+    if kind == "lora":
+        if not {"down", "up"} <= have or shapes["down"][0] != shapes["up"][1]:
+            return False
+        return "magnitude" not in have or prod(shapes["magnitude"]) in (shapes["up"][0], shapes["down"][1])
+    for factor in ("w1", "w2"):
+        if kind == "lokr" and factor in have:
+            continue
+        a, b, core = shapes.get(f"{factor}_a"), shapes.get(f"{factor}_b"), shapes.get(f"t{factor[1]}")
+        if a is None or b is None:
+            return False
+        if core is None and a[1] != b[0]:
+            return False
+        if core is not None and (len(core) != 4 or tuple(core[:2]) != (a[0], b[0])):
+            return False
+    return True
 
 
 def by_input(dora_scale: tuple[int, ...]) -> bool:

@@ -7,16 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from trainer.errors import UserError
-from trainer.export.keys import Place
+from trainer.export.keys import Place, coherent, plausible
 from trainer.lora import Kind, Layer
-
-_NEEDED: dict[Kind, tuple[frozenset[str], ...]] = {
-    "lora": (frozenset({"down", "up"}),),
-    "loha": (frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}),),
-    "lokr": tuple(
-        frozenset(one | two) for one in ({"w1"}, {"w1_a", "w1_b"}) for two in ({"w2"}, {"w2_a", "w2_b"})
-    ),
-}
 
 
 def layers_of(
@@ -35,7 +27,7 @@ def layers_of(
     unknown = []
     for key, tensor in tensors.items():
         place = parse(key)
-        if place is None:
+        if place is None or not plausible(place.part, tensor.shape):
             unknown.append(key)
             continue
         where = (place.component, place.module)
@@ -47,8 +39,9 @@ def layers_of(
         parts = grouped[component, module]
         kind = kinds.get((component, module))
         alpha = float(parts.pop("alpha")) if "alpha" in parts else None
-        if kind is None or not any(needed <= parts.keys() for needed in _NEEDED[kind]):
-            unknown.append(f"{component}.{module} has only {', '.join(sorted(parts)) or 'an alpha'}")
+        if kind is None or not coherent(kind, {part: tensor.shape for part, tensor in parts.items()}):
+            shapes = [f"{part} {tuple(tensor.shape)}" for part, tensor in sorted(parts.items())]
+            unknown.append(f"{component}.{module} has only {', '.join(shapes) or 'an alpha'}")
             continue
         if "magnitude" in parts:
             parts["magnitude"] = parts["magnitude"].flatten()
@@ -61,8 +54,8 @@ def layers_of(
         found.setdefault(component, {})[module] = Layer(kind, rank, alpha, parts)
     if unknown:
         raise UserError(
-            f"{len(unknown)} keys are of no module or kind that is known: {', '.join(sorted(unknown)[:10])}"
-            f"{' ...' if len(unknown) > 10 else ''}.",
+            f"{len(unknown)} keys are of no module, kind or shape that is known: "
+            f"{', '.join(sorted(unknown)[:10])}{' ...' if len(unknown) > 10 else ''}.",
             "LoRA, LoCon, DoRA, LoHa and LoKr can be read; of Stable Diffusion 1.x, 2.x and XL, or in a peft "
             "folder.",
         )

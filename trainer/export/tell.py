@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.errors import UserError
-from trainer.export.keys import COMPONENTS, PEFT_ROOT, Place, diffusers_key, kohya_key, peft_key
+from trainer.errors import ModelError, UserError
+from trainer.export.keys import COMPONENTS, PEFT_ROOT, Place, diffusers_key, kohya_key, peft_key, plausible
 from trainer.export.names import Family, naming
 from trainer.models.sniff import read_header
 
@@ -81,7 +81,7 @@ def tell(path: Path) -> Told:
         )
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return _peft(path.parent, {"": path.parent})
-    header = read_header(path)
+    header = _header(path)
     keys = [key for key in header if key != "__metadata__"]
     metadata = {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()}
     if any(key.startswith(("lora_unet_", "lora_te")) for key in keys):
@@ -99,6 +99,14 @@ def tell(path: Path) -> Told:
             "Stable Diffusion 1.x, 2.x and XL, and peft folders of language models, are known.",
         )
     raise UserError(f"{path} is no LoRA (its first key is {sorted(keys)[0] if keys else 'none'}).")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    header = read_header(path)
+    for key, entry in header.items():
+        if key != "__metadata__" and not (isinstance(entry.get("shape"), list) and "dtype" in entry):
+            raise ModelError(f"{path}: {key} has no shape or no dtype.", "Copy or download it again.")
+    return header
 
 
 def _folder(path: Path) -> Told:
@@ -153,7 +161,7 @@ def _peft(path: Path, folders: dict[str, Path]) -> Told:
             raise UserError(f"{folder} lacks {WEIGHTS}.", "Copy the whole adapter folder.")
         config = json_object(folder / CONFIG)
         size += weights.stat().st_size
-        header = read_header(weights)
+        header = _header(weights)
         metadata |= header.get("__metadata__") or {}
         for key, entry in header.items():
             if key != "__metadata__":
@@ -190,7 +198,7 @@ class _Found:
         self.unknown: list[str] = []
 
     def add(self, key: str, place: Place | None, entry: Mapping[str, Any]) -> None:
-        if place is None:
+        if place is None or not plausible(place.part, entry["shape"]):
             self.unknown.append(key)
             return
         if place.part == "alpha":
@@ -254,12 +262,22 @@ def described_parts(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 def alpha_of(module: str, rank: int, described: Mapping[str, Any]) -> float:
     """The alpha that peft takes for `module`: alpha_pattern (keys are ends of paths, or patterns for them),
-    then lora_alpha; `rank` if the description tells none."""
-    patterns: Mapping[str, Any] = described.get("alpha_pattern") or {}
-    for key, value in patterns.items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{key})", module):
-            return float(value)
-    return float(described.get("lora_alpha", described.get("alpha", rank)))
+    then lora_alpha, then peft's own 8; `rank` if there is no description at all. Raises UserError."""
+    if not described:
+        return float(rank)
+    alpha = described.get("lora_alpha", described.get("alpha", 8))
+    patterns = described.get("alpha_pattern") or {}
+    try:
+        for key, value in patterns.items():
+            if re.fullmatch(rf"(?:.*\.)?(?:{key})", module):
+                alpha = value
+                break
+        return float(alpha)
+    except (re.error, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"The adapter's alpha cannot be read: lora_alpha {alpha!r}, alpha_pattern {patterns!r}.",
+            "Export the adapter again.",
+        ) from None
 
 
 def json_object(path: Path) -> dict[str, Any]:
