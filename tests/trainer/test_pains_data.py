@@ -225,3 +225,15 @@ def test_pain_d1_the_first_bad_row_is_named_with_what_was_found(tmp_path: Path) 
     )
     assert "metadata.jsonl:2: cta.png: no such file" in second
     assert "did you mean cat.png?" in second
+
+
+@pytest.mark.parametrize("column", [None, "txt"])
+def test_pain_d1_a_column_that_is_missing_is_told_once(tmp_path: Path, column: str | None) -> None:
+    for name in "abc":
+        picture(tmp_path / "data" / f"{name}.png", colour=(ord(name), 0, 0))
+    (tmp_path / "data" / "metadata.csv").write_text("image,label\na.png,x\nb.png,y\nc.png,z\n")
+    (problem,) = check_dataset(config(tmp_path, caption_column=column)).problems
+    assert "for the caption in the header (image, label)" in problem.what
+    assert problem.line == 1
+    assert check_dataset(config(tmp_path, caption_column="Label")).ok
+    assert check_dataset(config(tmp_path, caption_fallback="x")).ok

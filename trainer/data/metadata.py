@@ -38,7 +38,9 @@ def read_metadata(folder: Path, metadata: Path, config: TrainConfig) -> Listing:
         return Listing(faults=[problem])
     found = Listing(files=[metadata], warnings=unread_in(folder))
     is_json = metadata.suffix.lower() in (".jsonl", ".json", ".ndjson")
-    rows = (_jsonl_rows if is_json else _csv_rows)(text, metadata.name, found)
+    rows = (
+        _jsonl_rows(text, metadata.name, found) if is_json else _csv_rows(text, metadata.name, config, found)
+    )
     for line, row in rows:
         _read_row(folder, metadata, line, row, config, found)
     if not found.items and not found.problems and not found.faults:
@@ -57,7 +59,7 @@ def _read_row(
         hint = f"one of the columns {', '.join(FILE_COLUMNS)}; found: {keys}"
         found.problems.append(Problem(*here, "names no image", hint))
         return
-    columns = (config.caption_column,) if config.caption_column else CAPTION_COLUMNS
+    columns = _caption_columns(config)
     caption = _pick(row, columns)
     path = _find(folder, metadata, named)
     if path is None:
@@ -107,6 +109,10 @@ def _compare(folder: Path, metadata: Path, found: Listing) -> None:
         )
 
 
+def _caption_columns(config: TrainConfig) -> tuple[str, ...]:
+    return (config.caption_column,) if config.caption_column else CAPTION_COLUMNS
+
+
 def _pick(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
     lowered = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
     for column in columns:
@@ -116,13 +122,18 @@ def _pick(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
     return None
 
 
-def _csv_rows(text: str, name: str, found: Listing) -> Rows:
+def _csv_rows(text: str, name: str, config: TrainConfig, found: Listing) -> Rows:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         header = [column.strip().lower() for column in reader.fieldnames or ()]
         if not set(header) & set(FILE_COLUMNS):
             what = f"no column for the image in the header ({', '.join(header) or 'empty'})"
             found.faults.append(Problem(name, 1, what, f"name one {' or '.join(FILE_COLUMNS)}"))
+            return
+        columns = [column.lower() for column in _caption_columns(config)]
+        if not set(header) & set(columns) and config.caption_fallback is None:
+            what = f"no column {' or '.join(columns)} for the caption in the header ({', '.join(header)})"
+            found.faults.append(Problem(name, 1, what, "name the one that is meant in caption_column"))
             return
         for row in reader:
             if None in row:
