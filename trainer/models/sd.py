@@ -25,7 +25,7 @@ from trainer.losses import add_noise, alphas_cumprod, elementwise, snr_weight, t
 from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.sd_export import facts
 from trainer.models.sd_latents import Shown, encode_views, vae_factor
-from trainer.models.sd_layers import drawn_from, quicken
+from trainer.models.sd_layers import drawn_from, moved, quicken
 from trainer.models.sd_parts import Parts, parts_of
 from trainer.models.sd_sample import Sampler, save_image
 from trainer.models.sd_text import ROOM, Embedded, Texts, Tokens
@@ -209,7 +209,7 @@ class StableDiffusion(Family):
             offset = torch.stack([torch.randn((latents.shape[1], 1, 1), generator=rng) for rng in rngs])
             noise += config.noise_offset * offset
         steps = torch.cat([torch.randint(0, len(self.alphas), (1,), generator=rng) for rng in rngs])
-        clean, noise, steps = (_moved(tensor, device) for tensor in (latents * self.scaling, noise, steps))
+        clean, noise, steps = (moved(tensor, device) for tensor in (latents * self.scaling, noise, steps))
         alpha = self.alphas[steps]
         noisy = add_noise(clean, noise, alpha)
         with ExitStack() as stack:
@@ -220,13 +220,13 @@ class StableDiffusion(Family):
             predicted = self.predict(noisy, steps, text, self.conditions(seen))
         error = self.error(predicted.float(), target(clean, noise, alpha, self.prediction))
         if any(one.shown.mask is not None for one in drawn):
-            error = error * _moved(torch.stack([_mask(one) for one in drawn]), device)
+            error = error * moved(torch.stack([_mask(one) for one in drawn]), device)
         each: Tensor = error.mean(dim=(1, 2, 3))
         if config.min_snr_gamma is not None:
             each = each * snr_weight(alpha, config.min_snr_gamma, self.prediction)
         if any(one.sample.item.regularisation for one in drawn):
             weights = [config.reg_weight if one.sample.item.regularisation else 1.0 for one in drawn]
-            each = each * torch.tensor(weights, device=device)
+            each = each * moved(torch.tensor(weights), device)
         return each.sum()
 
     @property
@@ -301,13 +301,6 @@ def _choice(count: int, rng: torch.Generator) -> int:
 
 def _mask(drawn: Drawn) -> Tensor:
     return torch.ones(drawn.latent.shape[1:])[None] if drawn.shown.mask is None else drawn.shown.mask[None]
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _prefixed(name: str, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -52,8 +56,9 @@ def encode_views(parts: Parts, wanted: Sequence[Wanted], config: TrainConfig) ->
     if missing:
         with lean_imports():
             vae = parts.load_vae().to(parts.setup.device).eval().requires_grad_(False)
-        for batch in _progress(_batches(missing, wanted, parts.setup.device), len(missing)):
-            posteriors = _encode(vae, [wanted[number] for number in batch], config, parts.setup.device)
+        batches = _progress(_batches(missing, wanted, parts.setup.device), len(missing))
+        for batch, pictures in _rendered(batches, wanted, config):
+            posteriors = _encode(vae, pictures, parts.setup.device)
             for number, posterior in zip(batch, posteriors, strict=True):
                 if not torch.isfinite(posterior).all():
                     raise ModelError(
@@ -73,8 +78,25 @@ def vae_factor(config: dict[str, Any]) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
-def _encode(vae: Any, batch: Sequence[Wanted], config: TrainConfig, device: torch.device) -> list[Tensor]:
-    pixels = np.stack([render(item, view, config) for item, view in batch]).astype(np.float32)
+def _rendered(
+    batches: Iterable[list[int]], wanted: Sequence[Wanted], config: TrainConfig
+) -> Iterator[tuple[list[int], list[NDArray[np.uint8]]]]:
+    """Each batch with its pictures, which threads decode a little ahead of the VAE. A plugin's augmentations
+    run in one thread: they may not know of others."""
+    threads = 1 if config.augmentations else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[list[int], list[Future[NDArray[np.uint8]]]]] = deque()
+        for batch in batches:
+            ahead.append((batch, [pool.submit(render, *wanted[number], config) for number in batch]))
+            if len(ahead) > 2:
+                first, pictures = ahead.popleft()
+                yield first, [picture.result() for picture in pictures]
+        for last, pictures in ahead:
+            yield last, [picture.result() for picture in pictures]
+
+
+def _encode(vae: Any, pictures: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    pixels = np.stack(pictures).astype(np.float32)
     images = torch.from_numpy(pixels / 127.5 - 1.0).permute(0, 3, 1, 2).to(device)
     with torch.no_grad():
         posterior = vae.encode(images).latent_dist

@@ -60,6 +60,13 @@ def _convolution(layer: Any) -> Callable[..., Tensor]:
     return forward
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the CPU on the device, without waiting for what the device still does."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @contextmanager
 def drawn_from(rng: torch.Generator, device: torch.device) -> Iterator[None]:
     """What draws from torch's global generators inside (dropout) draws from a seed out of `rng`; outside they

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.fast_imports import lean_imports
 from trainer.models import sd_cache
+from trainer.models.sd_layers import moved
 from trainer.models.sd_parts import Parts
 from trainer.quiet import quiet
 
@@ -35,8 +36,9 @@ class Embedded:
         return Embedded(torch.cat([one.states for one in each]), torch.cat(pooled) if pooled else None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Embedded:
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype, non_blocking=True)
-        return Embedded(self.states.to(device, dtype, non_blocking=True), pooled)
+        """In that format on that device; what comes from the CPU is not waited for."""
+        pooled = None if self.pooled is None else _to(self.pooled, device, dtype)
+        return Embedded(_to(self.states, device, dtype), pooled)
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,9 @@ class Texts:
             embedded = self.embed([tokens]).to(torch.device("cpu"), torch.float32)
         pooled = {} if embedded.pooled is None else {"pooled": embedded.pooled}
         return {"states": embedded.states, **pooled, "count": torch.tensor(tokens.count)}
+
+
+def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if tensor.device.type == "cpu":
+        return moved(tensor.to(dtype), device)
+    return tensor.to(device, dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainer.data.buckets import Size
 from trainer.data.variants import View
 from trainer.models.sd import StableDiffusion
+from trainer.models.sd_layers import moved
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -17,7 +18,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def conditions(self, seen: Sequence[tuple[Size, View]]) -> dict[str, Tensor] | None:
         ids = [time_ids(original, view) for original, view in seen]
-        return {"time_ids": torch.tensor(ids, dtype=torch.float32, device=self.setup.device)}
+        return {"time_ids": moved(torch.tensor(ids, dtype=torch.float32), self.setup.device)}
 
 
 def time_ids(original: Size, view: View) -> tuple[int, ...]:
