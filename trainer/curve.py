@@ -47,7 +47,8 @@ def draw(path: Path, train: Mapping[int, float], held_out: Mapping[int, float], 
     values = [train[step] for step in steps]
     smooth = smoothed(values)
     low, high = _range(values, [*smooth, *held_out.values()])
-    ticks_y, ticks_x = nice_ticks(low, high, 6), nice_ticks(0, max([*steps, *held_out, 1]), 8)
+    ticks_y = nice_ticks(low, high, 6)
+    ticks_x = [tick for tick in nice_ticks(0, max([*steps, *held_out, 1]), 8) if tick == int(tick)]
     low, high = min(low, ticks_y[0]), max(high, ticks_y[-1])
     most = max(ticks_x[-1], steps[-1])
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
