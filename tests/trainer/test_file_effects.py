@@ -208,3 +208,20 @@ def test_the_same_adapter_gives_the_same_bytes(variant: str, tmp_path: Path) -> 
         read.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
         assert files
     assert read[0] == read[1]
+
+
+def test_a_folder_holds_the_files_of_its_last_training_only(tmp_path: Path) -> None:
+    def names() -> set[str]:
+        return {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+
+    lora, lokr = trained("sd", PLANS["lora"]), trained("sd", PLANS["lokr"])
+    write(tmp_path, lora)
+    first = names()
+    write(tmp_path, lokr)
+    parts = ("unet", "text_encoder")
+    peft = {
+        f"{part}/{name}" for part in parts for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    assert names() == {"style.safetensors", *peft}
+    write(tmp_path, lora)
+    assert names() == first == {"style.safetensors", "pytorch_lora_weights.safetensors"}

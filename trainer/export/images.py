@@ -9,9 +9,11 @@ from typing import Any
 
 import trainer
 from trainer.export import diffusers, kohya, peft
+from trainer.export.keys import COMPONENTS
 from trainer.export.kohya_metadata import base_keys, metadata
 from trainer.export.names import family_of, naming
 from trainer.export.read import read
+from trainer.export.tell import CONFIG, WEIGHTS
 from trainer.export.verify import check
 from trainer.lora import Adapter
 
@@ -66,4 +68,14 @@ def save_images(folder: Path, adapters: Mapping[str, Adapter], facts: ImageFacts
     )
     kohya.save(path, tensors, meta)
     check(path, adapters, read(path, names).adapters)
+    _forget(folder, written)
     return [*written, path]
+
+
+def _forget(folder: Path, written: list[Path]) -> None:
+    """Remove what an earlier training of another kind left in `folder` for diffusers and peft: whoever loads
+    the folder would get that one."""
+    peft_files = [folder / part / name for part in COMPONENTS for name in (CONFIG, WEIGHTS)]
+    for path in (folder / diffusers.NAME, *peft_files):
+        if path not in written:
+            path.unlink(missing_ok=True)
