@@ -1,7 +1,7 @@
 """`batch_size: auto`: the largest micro-batch that fits, found in seconds.
 
-On an accelerator a few forward and backward passes of the largest bucket are measured, each twice as large
-as the one before; memory grows linearly with the samples, so two of them tell the rest. On the CPU, where a
+On an accelerator a few forward and backward passes of the largest bucket are measured: memory grows nearly
+linearly with the samples, so three of them tell how many fit, and a fourth tries it. On the CPU, where a
 larger batch gains next to nothing, what one sample keeps for its backward pass is counted.
 """
 
@@ -94,16 +94,22 @@ def _by_probing(family: Family, sample: int, most: int, device: torch.device) ->
             return False
 
     fits(1)  # the first pass also allocates what stays: gradients, workspaces
-    count = 1
-    while count < most and fits(min(most, 2 * count)):
-        count = min(most, 2 * count)
-        if count >= 4:
-            slope = (peaks[count] - peaks[count // 2]) / (count - count // 2)
-            predicted = int(count + (limit - peaks[count]) / max(1.0, slope))
-            if predicted < 2 * count or time.perf_counter() - began > SEARCH_S / 2:
-                count = max(count, min(most, predicted))
+    low, high = 1, most + 1
+    while high - low > max(1, low // 16) and time.perf_counter() - began < SEARCH_S:
+        if high <= most:
+            guess = (low + high) // 2
+        elif low < 4:
+            guess = 2 * low
+        else:
+            before = max(count for count in peaks if count < low)
+            slope = max(1.0, (peaks[low] - peaks[before]) / (low - before))
+            guess = int(low + (limit - peaks[low]) / slope)
+            if guess <= low:
                 break
-    while count > 1 and count not in peaks and not fits(count) and time.perf_counter() - began < SEARCH_S:
-        count = max(1, count * 9 // 10)
+        guess = min(max(guess, low + 1), high - 1)
+        if fits(guess):
+            low = guess
+        else:
+            high = guess
     free(device)
-    return count
+    return low

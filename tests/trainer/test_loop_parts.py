@@ -320,7 +320,7 @@ def test_samples_lie_by_step_and_use_up_no_randomness(toy: Make, tmp_path: Path,
 @pytest.mark.parametrize(
     "raised", [torch.OutOfMemoryError("CUDA out of memory."), ValueError("no such prompt")]
 )
-def test_a_sample_that_fails_is_a_warning(
+def test_pain_21_a_sample_that_fails_is_a_warning(
     toy: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raised: Exception
 ) -> None:
     monkeypatch.setattr(Toy, "sampling", raised)
