@@ -30,7 +30,7 @@ def test_noise_and_targets_are_those_of_diffusers(schedule: str, prediction: str
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_min_snr_weights_are_the_formula_and_finite_at_the_ends(prediction: str) -> None:
+def test_pain_12_min_snr_weights_are_the_formula_and_finite_at_the_ends(prediction: str) -> None:
     alpha = torch.tensor([0.0, 1e-9, 0.5, 0.9, 1 - 1e-7, 1.0])
     weight = snr_weight(alpha, 5.0, prediction)
     assert torch.isfinite(weight).all()

@@ -305,6 +305,19 @@ def test_pictures_of_other_shapes_are_in_other_buckets_and_come_as_often_as_repe
     assert all(len(sample.shown) == len(sample.captions) == 1 for sample in family.samples[15:])
 
 
+def test_gradient_checkpointing_changes_no_number(images_config: Make) -> None:
+    def gradients(**changes: Any) -> dict[str, torch.Tensor]:
+        family: Any = prepared(images_config(train_text_encoder=True, lora_dropout=0.2, **changes))[0]
+        groups = family.build()
+        moved(groups)
+        family.loss([0], [generator(1)]).backward()
+        return {name: parameter.grad for name, parameter in all_parameters(groups).items()}  # type: ignore[misc]
+
+    plain, checkpointed = gradients(), gradients(gradient_checkpointing=True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_what_sdxl_is_told_of_sizes() -> None:
     view = View(scaled=(96, 64), size=(64, 64), offset=(10, 0))
     assert time_ids((960, 640), view) == (640, 960, 0, 10, 64, 64)

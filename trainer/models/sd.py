@@ -160,7 +160,9 @@ class StableDiffusion(Family):
     def build(self) -> list[Group]:
         config, device = self.config, self.setup.device
         with lean_imports():
-            self.unet = self.parts.load_unet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.unet = self.parts.load_unet().to(device)
+        if device.type == "cuda":  # on the CPU it is 5 % slower
+            self.unet.to(memory_format=torch.channels_last)
         usual = CONV_TARGETS if config.adapter == "locon" else TARGETS
         targets = usual if config.target_modules == "auto" else config.target_modules
         parameters = inject(self.unet, self.plan, targets, config.seed)
@@ -265,7 +267,9 @@ class StableDiffusion(Family):
         text = text.to(device, dtype)
         if conditions is not None and text.pooled is not None:
             conditions = {**conditions, "text_embeds": text.pooled}
-        inputs = noisy.to(dtype).contiguous(memory_format=torch.channels_last)
+        inputs = noisy.to(dtype)
+        if device.type == "cuda":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.mixed():
             found: Tensor = self.unet(inputs, steps, text.states, added_cond_kwargs=conditions).sample
         return found
@@ -312,4 +316,5 @@ def _checkpoint(module: Any) -> None:
     if hasattr(module, "enable_gradient_checkpointing"):
         module.enable_gradient_checkpointing()
     else:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(module, "activation_checkpointing_enable", None)
+        (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})

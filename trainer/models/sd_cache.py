@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,15 +23,6 @@ def find(cache: Cache, section: str, key: Key) -> Tensors | None:
 def put(cache: Cache, section: str, key: Key, value: Tensors) -> None:
     """Keep `value`: whole or not at all, also beside another writer."""
     cache.put_bytes(section, key, ".safetensors", serialize(value))
-
-
-def through(cache: Cache, section: str, key: Key, compute: Callable[[], Tensors]) -> Tensors:
-    """The tensors of `key`, computed and kept if need be."""
-    known = find(cache, section, key)
-    if known is None:
-        known = compute()
-        put(cache, section, key, known)
-    return known
 
 
 def _read(path: Path) -> Tensors | None:

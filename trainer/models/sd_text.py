@@ -22,6 +22,10 @@ ROOM = 75
 """Tokens of a chunk, without its start and its end: every CLIP was trained on 77 positions."""
 
 
+BATCH = 64
+"""Captions that the encoders read at once on an accelerator; one on the CPU, as with pictures."""
+
+
 @dataclass(frozen=True)
 class Embedded:
     """`states`: (B, tokens, width); `pooled`: (B, width of the second encoder), SDXL only."""
@@ -107,21 +111,36 @@ class Texts:
         """({caption: float32 on the CPU, a batch of one}, {caption: its number of tokens})."""
         cache = self.parts.setup.cache
         identity = self.parts.identity(*self.parts.encoders)
-        found: dict[str, Embedded] = {}
-        counts: dict[str, int] = {}
-        for caption in dict.fromkeys(captions):
-            key = {"caption": caption, "encoder": identity, "chunks": self.chunks, "code": CODE}
-            known = sd_cache.through(cache, "texts", key, lambda caption=caption: self._one(caption))
-            found[caption] = Embedded(known["states"], known.get("pooled"))
-            counts[caption] = int(known["count"])
-        return found, counts
+        wanted = list(dict.fromkeys(captions))
+        keys = [
+            {"caption": caption, "encoder": identity, "chunks": self.chunks, "code": CODE}
+            for caption in wanted
+        ]
+        kept = [sd_cache.find(cache, "texts", key) for key in keys]
+        missing = [number for number, tensors in enumerate(kept) if tensors is None]
+        size = 1 if self.parts.setup.device.type == "cpu" else BATCH
+        for place in range(0, len(missing), size):
+            batch = missing[place : place + size]
+            for number, tensors in zip(batch, self._encode([wanted[n] for n in batch]), strict=True):
+                kept[number] = tensors
+                sd_cache.put(cache, "texts", keys[number], tensors)
+        found = {caption: tensors for caption, tensors in zip(wanted, kept, strict=True) if tensors}
+        return (
+            {caption: Embedded(each["states"], each.get("pooled")) for caption, each in found.items()},
+            {caption: int(each["count"]) for caption, each in found.items()},
+        )
 
-    def _one(self, caption: str) -> sd_cache.Tensors:
-        tokens = self.tokenize(caption)
+    def _encode(self, captions: Sequence[str]) -> list[sd_cache.Tensors]:
+        tokens = [self.tokenize(caption) for caption in captions]
         with torch.no_grad():
-            embedded = self.embed([tokens]).to(torch.device("cpu"), torch.float32)
-        pooled = {} if embedded.pooled is None else {"pooled": embedded.pooled}
-        return {"states": embedded.states, **pooled, "count": torch.tensor(tokens.count)}
+            embedded = self.embed(tokens).to(torch.device("cpu"), torch.float32)
+        each: list[sd_cache.Tensors] = []
+        for place, one in enumerate(tokens):
+            tensors = {"states": embedded.states[place : place + 1].clone(), "count": torch.tensor(one.count)}
+            if embedded.pooled is not None:
+                tensors["pooled"] = embedded.pooled[place : place + 1].clone()
+            each.append(tensors)
+        return each
 
 
 def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
