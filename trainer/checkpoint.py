@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
-ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+ADAPTER, OPTIMIZER, BEST = "adapter.safetensors", "optimizer.safetensors", "best.safetensors"
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{6,})$")
 
@@ -48,9 +48,14 @@ def save(
     keep_last: int,
     journal: Mapping[str, Any] | None = None,
     plain: Mapping[str, Any] | None = None,
+    best: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` and drop all but the newest `keep_last` up to it, and those that a kept
-    one's journal names as the best. `plain`: what of the optimizer's state is no tensor."""
+    one's journal names as the best.
+
+    `plain`: what of the optimizer's state is no tensor. `best`: the adapter of the lowest validation loss,
+    where that is another step's: one checkpoint is enough to go on from anywhere.
+    """
     from trainer.export.tensor_file import serialize
 
     parent = output_dir / FOLDER
@@ -59,6 +64,8 @@ def save(
     made = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
     try:
         files = {ADAPTER: serialize(adapter), OPTIMIZER: serialize(optimizer)}
+        if best:
+            files[BEST] = serialize(best)
         state = {
             "format": FORMAT,
             "step": step,
@@ -77,9 +84,9 @@ def save(
         shutil.rmtree(made, ignore_errors=True)
         raise
     mine = [folder for number, folder in _steps(parent) if number <= step]
-    best = {_best_of(folder) for folder in mine[-keep_last:]}
+    named = {_best_of(folder) for folder in mine[-keep_last:]}
     for old in mine[:-keep_last]:
-        if old.name not in best:
+        if old.name not in named:
             shutil.rmtree(old, ignore_errors=True)
     return final
 

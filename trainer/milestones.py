@@ -40,6 +40,8 @@ class Milestones:
         if self._validation is not None and (last or run.step % (config.validation_steps or every) == 0):
             best = self._validate(self._validation)
             last = last or run.waited_enough
+            if best and config.keep_best:
+                self._optimizer.remember()
         if last or run.step % every == 0 or (best and config.keep_best):
             self.save()
         if config.sample_prompts and (last or run.step % (config.sample_every or every) == 0):
@@ -60,6 +62,7 @@ class Milestones:
             run.config.keep_last,
             run.journal.as_dict(),
             self._optimizer.plain(),
+            self._optimizer.best if run.journal.best_step not in (0, run.step) else None,
         )
         run.events.write("checkpoint", step=run.step, path=str(path.relative_to(out)))
         self._copies.send(path, checkpoints.kept(out))

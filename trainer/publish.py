@@ -9,7 +9,6 @@ from trainer import card, curve, samples
 from trainer.models.base import Family
 from trainer.optim.state import Optimizer
 from trainer.results import describe_files
-from trainer.resume import best_folder
 from trainer.versions import versions
 
 if TYPE_CHECKING:
@@ -48,14 +47,9 @@ def publish(run: LoRATrainer, family: Family, optimizer: Optimizer, loss: float 
 def _load_best(run: LoRATrainer, optimizer: Optimizer) -> int:
     """Put the weights of the best validation loss into the model, if that is wanted; their step."""
     best = run.journal.best_step
-    if not run.config.keep_best or best in (0, run.step):
+    if not run.config.keep_best or best in (0, run.step) or not optimizer.best:
         return run.step
-    beside = run.resumed_from or run.config.output_dir / "checkpoints" / "none"
-    folder = best_folder(beside, run.config.output_dir, best)
-    if folder is None:
-        run.warn(f"the best checkpoint (step {best}) is gone; the last weights are published.")
-        return run.step
-    optimizer.load_adapter(folder)
+    optimizer.take_best()
     return best
 
 

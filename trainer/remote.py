@@ -68,8 +68,8 @@ class Remote:
         """Delete the copies older than `newest` that are not in `keep`, `state.json` first."""
         for name in self.steps():
             if name not in keep and int(name[5:]) < int(newest[5:]):
-                files = [checkpoints.STATE, checkpoints.ADAPTER, checkpoints.OPTIMIZER]
-                for file in files:
+                files = self.read(name)["files"]
+                for file in [checkpoints.STATE, *files]:
                     self._api.delete(self._store, f"{name}/{file}")
 
     def download(self, name: str, into: Path) -> Path:
@@ -91,29 +91,26 @@ class Remote:
 
 
 def fetch(
-    url: str, output_dir: Path, identity: Mapping[str, Any], wanted: str | None = None
+    url: str, output_dir: Path, identity: Mapping[str, Any]
 ) -> tuple[checkpoints.Checkpoint | None, list[str]]:
-    """Bring the newest whole checkpoint of this training from `url` (or the one named `wanted`) into
-    `output_dir`, with the best one that it names. Returns it and what was refused, by name. Raises what the
-    store raises, and CheckpointError when `url` is one checkpoint that cannot be used."""
+    """Bring the newest whole checkpoint of this training from `url` into `output_dir`. Returns it and what
+    was refused, by name. Raises what the store raises."""
     remote = Remote(url)
     refused: list[str] = []
-    for name in [wanted] if wanted is not None else _candidates(remote):
+    for name in _candidates(remote):
         label = f"{remote.url}/{name}".rstrip("/")
         try:
             state = remote.read(name)
             if differing := checkpoints.differences(state["identity"], identity):
                 refused.append(f"The checkpoint {label} belongs to another training: {', '.join(differing)}.")
                 continue
-            step, best = int(state["step"]), int(state.get("journal", {}).get("best_step", 0))
+            step = int(state["step"])
             with _beside(output_dir) as made:
                 checkpoints.load(remote.download(name, made / "it"))
                 final = checkpoints.put(made / "it", output_dir, step)
         except (CheckpointError, FileNotFoundError, KeyError, ValueError) as error:
             refused.append(f"The checkpoint {label} is torn: {error}.")
             continue
-        if best and best != step and name:
-            refused += fetch(url, output_dir, identity, f"step-{best:06d}")[1]
         return checkpoints.load(final), refused
     return None, refused
 

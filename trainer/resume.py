@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint as checkpoints
 from trainer import remote
 from trainer.config import TrainConfig
 from trainer.distributed import Processes
-from trainer.errors import CheckpointError
 
 
 def checkpoint_to_resume(
@@ -28,13 +26,3 @@ def checkpoint_to_resume(
         found, more = remote.bring(config.checkpoint_url, out, identity)
         refused += more
     return found, refused
-
-
-def best_folder(checkpoint_dir: Path, out: Path, step: int) -> Path | None:
-    """The folder of the best checkpoint, in `out` or beside the one that was resumed; None if it is gone."""
-    for folder in (checkpoints.folder_of(out, step), checkpoint_dir.parent / f"step-{step:06d}"):
-        try:
-            return checkpoints.load(folder).path
-        except CheckpointError:
-            continue
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,27 @@ def test_the_best_weights_are_published_and_outlive_keep_last(
     last = toy(validation_split=0.3, keep_best=False, save_steps=1, keep_last=1, max_steps=7, resume="never")
     run(last)
     assert not torch.equal(weights(last)["net"], best["net.weight"])
+
+
+def test_one_checkpoint_is_enough_to_publish_the_best(
+    toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brought alone to another machine, where the best step's own folder is not."""
+    monkeypatch.setattr(Toy, "rises", 10.0)
+    options: dict[str, Any] = {"validation_split": 0.3, "validation_steps": 2, "save_steps": 1}
+    whole = toy(output_dir=tmp_path / "whole" / "x", **options)
+    published = run(whole).result
+    brought = tmp_path / "brought"
+    shutil.copytree(whole["output_dir"] / "checkpoints" / "step-000005", brought)
+    away = toy(output_dir=tmp_path / "away" / "x", resume=str(brought), **options)
+    second = LoRATrainer(away)
+    second.prepare_data()
+    second.build_model()
+    family(second).calls = second.step
+    result = second.train()
+    assert (result["best_step"], published["best_step"]) == (2, 2)
+    for name in ("net", "side"):
+        assert torch.equal(weights(whole)[name], weights(away)[name])
 
 
 def test_early_stop_ends_the_run_and_stays_ended(

@@ -43,6 +43,7 @@ class Optimizer:
         self._max_norm = config.max_grad_norm or float("inf")
         self._looks = device.type == "cpu" or fp16 or config.skip_nonfinite > 0
         self._seen = False
+        self.best: dict[str, Tensor] = {}
         self.scale = LossScale()
         if fp16:
             self.scale.start()
@@ -121,7 +122,10 @@ class Optimizer:
                 f"The checkpoint {folder} was saved by {plain['class']}; here it would be {self.kind}.",
                 "Install what it needs, or use resume: never to start anew.",
             )
-        self.load_adapter(folder)
+        adapter = load_file(folder / checkpoint.ADAPTER)
+        self._put(adapter, folder)
+        best = folder / checkpoint.BEST
+        self.best = load_file(best) if best.exists() else adapter
         saved: dict[str, Any] = {**load_file(folder / checkpoint.OPTIMIZER), **plain.get("values", {})}
         state: dict[str, dict[str, Any]] = {}
         for key, value in saved.items():
@@ -134,11 +138,16 @@ class Optimizer:
             self.inner.state[self.parameters[name]] = entries
         self.scale.restore(plain.get("scale", {}))
 
-    def load_adapter(self, folder: Path) -> None:
-        """The weights alone. Raises CheckpointError if they are of other modules."""
-        from safetensors.torch import load_file
+    def remember(self) -> None:
+        """Keep a copy of the weights as the best so far."""
+        self.best = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
-        adapter = load_file(folder / checkpoint.ADAPTER)
+    def take_best(self) -> None:
+        """Put the best weights into the model."""
+        self._put(self.best, "memory")
+
+    def _put(self, adapter: Mapping[str, Tensor], folder: object) -> None:
+        """Overwrite the weights. Raises CheckpointError if they are of other modules."""
         mine = {name: tuple(p.shape) for name, p in self.parameters.items()}
         if mine != {name: tuple(t.shape) for name, t in adapter.items()}:
             raise CheckpointError(
