@@ -166,6 +166,7 @@ def theirs(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]
         args=SFTConfig(
             output_dir=str(work / "out" / "trl"),
             per_device_train_batch_size=PACKED_BATCH if name == TRL_PACKED else BATCH,
+            completion_only_loss=True,
             packing=name == TRL_PACKED,
             max_length=LENGTH,
             max_steps=options.steps,
