@@ -20,17 +20,15 @@ def quicken(model: nn.Module) -> bool:
     from peft.tuners.lora.layer import Conv2d, Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    kinds: dict[Any, Callable[[Any], Callable[..., Tensor]]] = {Linear: _linear, Conv2d: _convolution}
     whole = True
-    for layer in model.modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        if isinstance(layer, Linear | Conv2d) and ADAPTER not in layer.lora_variant:
-            plain = type(layer.get_base_layer()) in (nn.Linear, nn.Conv2d)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        make = None if ADAPTER in getattr(layer, "lora_variant", {}) else kinds.get(type(layer))
+        if make is not None and type(layer.get_base_layer()) in (nn.Linear, nn.Conv2d):
+            layer.forward = make(layer)
         else:
-            plain = False
-        if plain:
-            layer.forward = _linear(layer) if isinstance(layer, Linear) else _convolution(layer)  # type: ignore[method-assign]
-        whole = whole and plain
+            whole = False
     return whole
 
 

@@ -60,7 +60,7 @@ class Sampler:
         side = family.side // vae_factor(family.vae_config)
         shape = (1, int(family.vae_config.get("latent_channels", 4)), side, side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63))
-        latent = noise.to(family.setup.device) * scheduler.init_noise_sigma
+        latent: Tensor = noise.to(family.setup.device) * scheduler.init_noise_sigma
         for step in scheduler.timesteps:
             predicted = self._predict(latent, step, text, config.sample_guidance)
             latent = scheduler.step(predicted, step, latent).prev_sample
