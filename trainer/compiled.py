@@ -13,13 +13,16 @@ of a usual dataset."""
 
 
 class Compiled:
-    """Modules compiled in place: names, parameters and hooks stay what they are."""
+    """Modules compiled in place: names, parameters and hooks stay what they are. `dynamic` false: once for
+    each shape (pictures have few); None: for any length once there is a second one."""
 
-    def __init__(self, modules: Sequence[nn.Module], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], warn: Callable[[str], None], *, dynamic: bool | None = False
+    ) -> None:
         self._modules = list(modules)
         self._warn = warn
         for module in self._modules:
-            compile_module(module, self._failed)
+            compile_module(module, self._failed, dynamic)
 
     def gave_up(self, error: BaseException) -> bool:
         """Whether `error` (say, of a backward pass) is the compiler's, and the modules now run eagerly."""
@@ -37,8 +40,10 @@ class Compiled:
         self._modules = []
 
 
-def compile_module(module: nn.Module, failed: Callable[[BaseException], None]) -> None:
-    """Compile `module` in place at its first call, once a shape. When the compiler raises, `failed` is told
+def compile_module(
+    module: nn.Module, failed: Callable[[BaseException], None], dynamic: bool | None = False
+) -> None:
+    """Compile `module` in place at its first call. When the compiler raises, `failed` is told
     (it has to undo this) and the call is answered eagerly."""
     import torch._dynamo
 
@@ -46,7 +51,7 @@ def compile_module(module: nn.Module, failed: Callable[[BaseException], None]) -
     eager: Callable[..., Any] = module._call_impl  # noqa: SLF001
     try:
         compiler: Callable[..., Any] = torch.compile
-        fast = compiler(eager, dynamic=False)
+        fast = compiler(eager, dynamic=dynamic)
     except Exception as error:  # noqa: BLE001 - no compiler on this platform
         failed(error)
         return

@@ -192,7 +192,8 @@ class LoRATrainer:
             if self.config.compile == "on":
                 from trainer.compiled import Compiled
 
-                self._compiled = Compiled(self.family.modules(), self.warn)
+                dynamic = False if self.family.unit == "images" else None
+                self._compiled = Compiled(self.family.modules(), self.warn, dynamic=dynamic)
             self._optimizer = optimizer
 
     def _find_batch_size(self, family: Family, optimizer: Optimizer) -> None:

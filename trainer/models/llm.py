@@ -100,6 +100,9 @@ class CausalLM(Family):
         self._watch = _GradientWatch(parameters)
         return [Group("model", config.learning_rate, parameters)]
 
+    def modules(self) -> list[nn.Module]:
+        return [self.model.get_decoder()]
+
     def units(self, batch: Sequence[int]) -> float:
         return sum(sample.targets for index in batch for sample in self.packs[index])
 
