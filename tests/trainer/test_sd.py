@@ -17,7 +17,7 @@ from tests.trainer.family_contract import all_parameters, family_from, generator
 from trainer.data.variants import View
 from trainer.errors import ConfigError, ModelError
 from trainer.losses import elementwise
-from trainer.models import sd
+from trainer.models import sd, sd_convs
 from trainer.models.sd_parts import FolderParts, read_config
 from trainer.models.sd_single_file import CONFIGS
 from trainer.models.sdxl import time_ids
@@ -363,3 +363,28 @@ def test_the_counts_of_text_modules(images_config: Make, tiny_sdxl: Path) -> Non
     assert count(small, "text_encoder", CLIPTextModel) == 72
     assert count(large, "text_encoder", CLIPTextModel) == 66
     assert count(large, "text_encoder_2", CLIPTextModelWithProjection) == 192
+
+
+@pytest.mark.parametrize(("stride", "side", "batch"), [(1, 8, 1), (2, 8, 1), (1, 3, 4), (1, 16, 1)])
+def test_a_convolution_as_a_product_gives_the_same_numbers_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, stride: int, side: int, batch: int
+) -> None:
+    monkeypatch.setattr(sd_convs, "LARGE", 1)
+    layer = torch.nn.Conv2d(6, 4, 3, stride=stride, padding=1).requires_grad_(False)
+    x = torch.randn(batch, 6, side, side, requires_grad=True)
+    expected = layer(x)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    usual = layer.forward
+    sd_convs.as_products(layer)
+    assert layer.forward != usual
+    found = layer(x)
+    (got,) = torch.autograd.grad(found.square().sum(), x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_only_large_frozen_convolutions_become_products() -> None:
+    small, trained = torch.nn.Conv2d(6, 4, 3), torch.nn.Conv2d(1200, 1200, 3)
+    sd_convs.as_products(torch.nn.Sequential(small.requires_grad_(False), trained))
+    assert "forward" not in vars(small)
+    assert "forward" not in vars(trained)

@@ -23,6 +23,7 @@ from trainer.fast_imports import lean_imports
 from trainer.lora import extract, inject, plan_of
 from trainer.losses import add_noise, alphas_cumprod, elementwise, snr_weight, target, zero_terminal_snr
 from trainer.models.base import Family, Group, RunFacts, Setup
+from trainer.models.sd_convs import as_products
 from trainer.models.sd_export import facts
 from trainer.models.sd_latents import Shown, encode_views, vae_factor
 from trainer.models.sd_layers import drawn_from, moved, quicken
@@ -167,6 +168,7 @@ class StableDiffusion(Family):
         targets = usual if config.target_modules == "auto" else config.target_modules
         parameters = inject(self.unet, self.plan, targets, config.seed)
         whole = quicken(self.unet.to(device))
+        as_products(self.unet)
         groups = [Group("unet", config.learning_rate, _prefixed("unet", parameters))]
         if config.train_text_encoder:
             self.encoders = self.texts.load(self.setup.dtype)
