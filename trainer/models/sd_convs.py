@@ -26,7 +26,7 @@ def as_products(model: nn.Module) -> None:
     The same numbers up to rounding; on an accelerator nothing changes."""
     for layer in model.modules():
         if type(layer) is nn.Conv2d and _suits(layer):
-            layer.forward = _forward(layer)  # type: ignore[method-assign]
+            layer.forward = _forward(layer)  # type: ignore[method-assign, assignment]
 
 
 def _suits(layer: nn.Conv2d) -> bool:
@@ -64,6 +64,7 @@ def _forward(layer: Any) -> Callable[[Tensor], Tensor]:
         product = layer.weight.flatten(1) @ columns
         if layer.bias is not None:
             product = product + layer.bias[:, None]
-        return product.view(len(x), -1, height, width)
+        result: Tensor = product.view(len(x), -1, height, width)
+        return result
 
     return forward
