@@ -52,13 +52,13 @@ def train(out: Path, **changes: Any) -> Path:
         "output_dir": out / "mystyle",
         "cache_dir": out / "cache",
         "resolution": SIDE,
-        "lora_rank": 8,
+        "lora_rank": 16,
         "batch_size": 10,
-        "max_steps": 300,
-        "learning_rate": 2e-3,
+        "max_steps": 600,
+        "learning_rate": 5e-3,
         "lr_schedule": "cosine",
         "caption_dropout": 0.1,
-        "save_steps": 300,
+        "save_steps": 600,
         "device": "cpu",
         "tracker": {"wandb": "off"},
     }
@@ -74,7 +74,7 @@ def paint(prompts: Sequence[str], adapter: Path | None = None, *, seed: int = 0)
     LoRA loader. Picture n starts from the noise of `seed + n`."""
     import torch
 
-    pipeline = pipeline_class().from_pretrained(str(BASE), local_files_only=True, torch_dtype=torch.float32)
+    pipeline = pipeline_class().from_pretrained(str(BASE), local_files_only=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
         pipeline.load_lora_weights(str(adapter), weight_name="pytorch_lora_weights.safetensors")
