@@ -1,9 +1,10 @@
 """Train a small Stable Diffusion that paints digits: `python examples/make_digits_model.py OUT`.
 
-Real diffusers and transformers classes and real pictures: the 1,797 handwritten digits of scikit-learn (from
-UCI's Optical Recognition of Handwritten Digits), white on black, prompted "a zero" to "a nine". One core needs about two minutes; the same versions on the same kind
-of processor give the same bytes. `examples/digits_sd` is what it wrote. An OUT that is there already is left
-as it is. What is small here, and why that does:
+Real diffusers and transformers classes and real pictures: the 1,797 handwritten digits of scikit-learn
+(from UCI's Optical Recognition of Handwritten Digits), white on black, prompted "a zero" to "a nine". One
+core needs about two minutes; the same versions on the same kind of processor give the same bytes.
+`examples/digits_sd` is what it wrote. An OUT that is there already is left as it is. What is small here,
+and why that does:
 
 - VAE: two colours a picture, so 4 x 4 pixels become one place of 4 numbers. It learns from digits in all
   colours, so that a style which the UNet never painted can be decoded.
