@@ -212,6 +212,15 @@ def test_products_keep_their_effect_and_go_where_somebody_reads_them(kind: str, 
         same_effect(read(tmp_path / "b").adapters, adapters(kind=kind))
 
 
+def test_the_folder_of_a_training_is_its_diffusers_file(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    file = write_kohya(tmp_path / "k.safetensors")
+    convert.convert(file, folder / "pytorch_lora_weights.safetensors")
+    convert.convert(folder, tmp_path / "again.safetensors")
+    same_effect(read(file).adapters, read(tmp_path / "again.safetensors").adapters)
+
+
 def test_convert_writes_over_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_kohya(tmp_path / "a.safetensors")
     target = tmp_path / "b.safetensors"

@@ -33,7 +33,7 @@ def read(path: Path, names: Naming | None = None) -> LoraFile:
     if told.format == "peft":
         adapters = {part: peft.load(folder) for part, folder in told.folders.items()}
         return LoraFile("peft", told.family, adapters, {}, told.config)
-    tensors = load(path)
+    tensors = load(told.path)
     if told.format == "kohya":
         adapters = kohya.from_kohya(tensors, names or naming(told.family or "sd1"))
     else:
