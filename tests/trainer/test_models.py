@@ -113,6 +113,7 @@ def test_missing_damaged_and_wrong_paths(tmp_path: Path, tiny_sd: Path) -> None:
             sniff(tmp_path / name)
     for name, content, said in (
         ("adapter_config.json", "{}", "LoRA adapter"),
+        ("pytorch_lora_weights.safetensors", "", "is a LoRA adapter, not a base"),
         ("config.json", '{"architectures": ["BertModel"]}', "BertModel"),
         ("config.json", "{", "cannot be read"),
         ("model_index.json", '{"_class_name": "FluxPipeline"}', "FluxPipeline"),

@@ -96,7 +96,7 @@ def _missing(path: Path) -> ModelError:
         hint = (
             f"Did you mean {path.parent / near[0]}?"
             if near
-            else f"{path.parent} exists, but holds no such name."
+            else f"{path.parent.absolute()} exists, but holds no such name."
         )
     else:
         hint = f"Its folder {path.parent} does not exist either."
@@ -120,9 +120,9 @@ def _folder(path: Path) -> BaseModel:
     if (path / "model_index.json").is_file():
         return _pipeline(path)
     if (path / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{path} is a LoRA adapter, not a base model.", "Name the model that it was trained on."
-        )
+        raise _adapter(path)
+    if (path / "pytorch_lora_weights.safetensors").is_file():
+        raise _adapter(path)
     if (path / "config.json").is_file():
         architectures = _read_json(path / "config.json").get("architectures") or ["unknown"]
         if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
@@ -153,6 +153,12 @@ def _pipeline(path: Path) -> BaseModel:
         raise _inpainting(path, int(channels))
     second = unet.get("cross_attention_dim") == 1024
     return BaseModel(path, "sdxl" if large else "sd2" if second else "sd15", "diffusers")
+
+
+def _adapter(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is a LoRA adapter, not a base model.", "Name the model that it was trained on."
+    )
 
 
 def _inpainting(path: Path, channels: int) -> ModelError:
@@ -229,9 +235,7 @@ def _single_file(path: Path) -> BaseModel:
     header = read_header(path)
     keys = [key for key in header if key != "__metadata__"]
     if any(part in key for key in keys for part in _LORA):
-        raise ModelError(
-            f"{path} is a LoRA adapter, not a base model.", "Name the model that it was trained on."
-        )
+        raise _adapter(path)
     for prefixes, family in _ONE_FILE:
         if all(any(key.startswith(prefix) for key in keys) for prefix in prefixes):
             channels = header.get(f"{_UNET}0.0.weight", {}).get("shape", [0, 4])[1]
