@@ -88,6 +88,12 @@ def test_all_errors_at_once_with_line_key_range_and_usual_choice() -> None:
         ("target_modules: []", "`target_modules` is []"),
         ("output_dir: ''", "must not be empty"),
         ("lr_schedule: cos", "'constant', 'linear', 'cosine'"),
+        (
+            "background: red",
+            "'red': not one of its values (what shows through where a picture is transparent: white",
+        ),
+        ("sample_prompts: a cat", "should be a list, such as [one, two]"),
+        ("flip: maybe", "should be true or false; usual: false"),
     ],
 )
 def test_wrong_values(line: str, said: str) -> None:

@@ -13,6 +13,14 @@ from trainer.config.schema import TrackerConfig, TrainConfig
 from trainer.config.yaml_lines import KeyPath, read
 from trainer.errors import ConfigError
 
+_PLAIN = {
+    "tuple_type": "should be a list, such as [one, two]",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "int_type": "should be a whole number",
+    "dict_type": "should be keys with values",
+}
+"""What pydantic says in Python's words, in YAML's."""
 _SECTIONS: dict[str, type[BaseModel]] = {"tracker": TrackerConfig}
 
 
@@ -97,6 +105,9 @@ def _describe(error: Any) -> str:
     usual = str(extra.get("usual", "")) if isinstance(extra, dict) else ""
     bounds = _range(fields[path[-1]].metadata)
     wanted = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    wanted = _PLAIN.get(error["type"], wanted)
+    if error["type"] == "string_pattern_mismatch":
+        wanted = f"not one of its values ({fields[path[-1]].description})"
     parts = [f"`{name}` is {_short(error['input'])}: {wanted[:1].lower()}{wanted[1:]}"]
     if bounds:
         parts.append(f"allowed: {bounds}")
