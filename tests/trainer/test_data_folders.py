@@ -41,6 +41,35 @@ def test_regularisation_pictures_are_marked_and_never_held_out(tmp_path: Path) -
     assert len(trained) + len(report.validation) == 12
 
 
+def test_a_regularisation_picture_without_a_caption_gets_one_of_its_own(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a.png", None, (1, 0, 0))
+    picture(tmp_path / "class" / "1_big_dog" / "b.png", None, (2, 0, 0))
+
+    def captions(**changes: Any) -> list[str]:
+        report = check_dataset(config(tmp_path, reg_data_dir=tmp_path / "class", **changes))
+        return [str(problem) for problem in report.problems] or [i.caption for i in images(report.items)]
+
+    (said,) = captions(caption_fallback="a sks dog")
+    assert said == "class/1_big_dog/b.png: has no caption (write one to b.txt, or set reg_caption: big dog)"
+    assert captions(caption_fallback="a sks dog", reg_caption="a {concept}") == ["a sks dog", "a big dog"]
+    assert captions(caption_fallback="a sks dog", reg_caption="") == ["a sks dog", ""]
+
+
+def test_the_words_of_a_kohya_folder_are_a_caption_where_the_config_says_so(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "10_sks_cat" / "a.png", None, (1, 0, 0))
+    picture(tmp_path / "data" / "5_zwx_dog" / "b.png", None, (2, 0, 0))
+    report = check_dataset(config(tmp_path, caption_fallback="a photo of {concept}"))
+    assert report.ok
+    assert [item.caption for item in images(report.items)] == ["a photo of sks cat", "a photo of zwx dog"]
+    flat = tmp_path / "flat"
+    picture(flat / "data" / "a.png")
+    (problem,) = check_dataset(config(flat, caption_fallback="a {concept}")).problems
+    assert "its folder is not named <repeats>_<name>" in problem.what
+    (flat / "data" / "metadata.csv").write_text("file_name,text\na.png,\n")
+    (problem,) = check_dataset(config(flat, caption_fallback="a {concept}")).problems
+    assert "without {concept}, which is for kohya's folders" in problem.hint
+
+
 def test_a_share_is_held_out_by_content_and_never_all(tmp_path: Path) -> None:
     for number in range(12):
         picture(tmp_path / "data" / f"{number}.png", f"{number}", (number, 0, 0))

@@ -257,6 +257,15 @@ def test_regularisation_pictures_count_reg_weight(images_config: Make, one: Path
     assert sum(not s.item.regularisation for s in plain.samples) == 4
 
 
+def test_the_trigger_word_is_never_put_before_a_regularisation_picture(
+    images_config: Make, one: Path, tmp_path: Path
+) -> None:
+    reg = shutil.copytree(one, tmp_path / "reg")
+    made = prepared(images_config(train_data_dir=one, reg_data_dir=reg, trigger_word="zorv"))[0]
+    triggered = {sample.item.regularisation: "zorv" in sample.captions[0] for sample in made.samples}
+    assert triggered == {False: True, True: False}
+
+
 def test_losses_are_torchs_and_plugins_add_their_own(images_config: Make, tmp_path: Path) -> None:
     a, b = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     assert torch.equal(elementwise("l2", 0.1)(a, b), (a - b) ** 2)

@@ -36,7 +36,9 @@ class ImageKeys(Strict):
         "column of the captions; text, caption or prompt when unset", default=None, min_length=1
     )
     caption_fallback: str | None = key(
-        "caption of a picture that has none; unset: a picture without a caption is a bad one", default=None
+        "caption of a picture that has none, {concept} for the words of a kohya folder's name; unset: a "
+        "picture without a caption is a bad one",
+        default=None,
     )
     on_bad_image: Literal["error", "skip"] = key(
         "what a corrupt image or a missing caption means", "error", default="error"
@@ -81,12 +83,17 @@ class ImageKeys(Strict):
     keep_tokens: int = key("so many parts at the beginning stay where they are", "0 to 2", default=0, ge=0)
     caption_separator: str = key("what parts a caption", "a comma", default=",", min_length=1)
     trigger_word: str | None = key(
-        "put before every caption that does not hold it", default=None, min_length=1
+        "put before every caption that does not hold it; never before one of reg_data_dir",
+        default=None,
+        min_length=1,
     )
     caption_prefix: str = key("put before every caption", default="")
     caption_suffix: str = key("put after every caption", default="")
     reg_data_dir: FilePath | None = key(
         "regularisation pictures of the class (prior preservation), read as train_data_dir is", default=None
+    )
+    reg_caption: str | None = key(
+        "caption_fallback of the regularisation pictures: the class without the trigger word", default=None
     )
     reg_weight: Real = key("weight of the regularisation pictures' loss", "1", default=1.0, ge=0, le=100)
     masked_loss: Annotated[Literal["off", "alpha", "folder"], BeforeValidator(_word)] = key(

@@ -8,11 +8,13 @@ import re
 from trainer.config import TrainConfig
 
 
-def texts(caption: str, config: TrainConfig, key: str) -> list[str]:
+def texts(caption: str, config: TrainConfig, key: str, *, trigger: bool = True) -> list[str]:
     """All texts that may be drawn for `caption`, without repetition, at least one. With caption_shuffle
     these are up to `cache_variants` orders of its parts, drawn from the config's seed and `key` (the
     picture's content); the first `keep_tokens` parts stay in place. The trigger word comes first and is
-    never shuffled. Dropout is not done here."""
+    never shuffled; without `trigger` (regularisation) it is left out. Dropout is not done here."""
+    if not trigger:
+        config = config.model_copy(update={"trigger_word": None})
     orders = _orders(caption, config, key) if config.caption_shuffle else [caption]
     return list(dict.fromkeys(_framed(order, config) for order in orders))
 

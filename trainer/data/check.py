@@ -115,7 +115,10 @@ def _held_out(pictures: Sequence[ImageItem], config: TrainConfig) -> tuple[list[
 def _coverage(pictures: Sequence[ImageItem]) -> str:
     own = sum(item.source != "" for item in pictures)
     rest = len(pictures) - own
-    fallback = f"; the other {rest} get caption_fallback" if rest else ""
+    keys = {
+        "reg_caption" if item.regularisation else "caption_fallback" for item in pictures if not item.source
+    }
+    fallback = f"; the other {rest} get {' or '.join(sorted(keys))}" if rest else ""
     return f"captions: {own} of {counted(len(pictures), 'picture')}{fallback}"
 
 

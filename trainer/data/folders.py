@@ -13,6 +13,8 @@ from trainer.data.report import ImageItem, Problem
 from trainer.data.text_files import read_text
 
 CAPTIONS = (".txt", ".caption")
+CONCEPT = "{concept}"
+"""Stands in caption_fallback for the words of the folder's name: what kohya's tools take."""
 _CONCEPT = re.compile(r"(\d{1,9})_(.+)")
 _MANY = 200
 
@@ -101,8 +103,12 @@ def _read(folder: Path, prefix: str, concept: Concept | None, config: TrainConfi
 def _fallback(
     name: str, hint: str, concept: Concept | None, config: TrainConfig, empty: bool = False
 ) -> str | Problem:
-    if config.caption_fallback is not None:
-        return config.caption_fallback
+    fallback = config.caption_fallback
+    if fallback is not None and (concept or CONCEPT not in fallback):
+        return fallback.replace(CONCEPT, concept.words if concept else "")
+    if fallback is not None:
+        what = f"caption_fallback speaks of {CONCEPT}, but its folder is not named <repeats>_<name>"
+        return Problem(name, None, what, hint)
     words = f": {concept.words}" if concept else ""
     what = "the caption is empty" if empty else "has no caption"
     return Problem(name, None, what, f"{hint}, or set caption_fallback{words}")

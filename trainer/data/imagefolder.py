@@ -22,7 +22,16 @@ def list_training(config: TrainConfig) -> Listing:
     found = _folder(config.train_data_dir, config.metadata_path, config, "train_data_dir")
     _masked(found, config, needed=True)
     if config.reg_data_dir is not None:
-        reg = _folder(config.reg_data_dir, None, config, "reg_data_dir")
+        of_class = config.model_copy(update={"caption_fallback": config.reg_caption})
+        reg = _folder(config.reg_data_dir, None, of_class, "reg_data_dir")
+        reg.problems = [
+            replace(
+                problem,
+                what=problem.what.replace("caption_fallback", "reg_caption"),
+                hint=problem.hint.replace("caption_fallback", "reg_caption"),
+            )
+            for problem in reg.problems
+        ]
         reg.items = [replace(item, regularisation=True) for item in reg.items]
         reg.below(config.reg_data_dir.name)
         found.add(reg)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data.folders import CAPTIONS
+from trainer.data.folders import CAPTIONS, CONCEPT
 from trainer.data.listing import Listing, counted, pictures_in, unread_in
 from trainer.data.report import ImageItem, Problem
 from trainer.data.text_files import read_text
@@ -67,11 +67,14 @@ def _read_row(
         near = difflib.get_close_matches(Path(named).name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "paths are relative to the metadata file"
         found.problems.append(Problem(*here, f"{named}: no such file in {folder}", hint))
-    if caption is None and config.caption_fallback is None:
+    fallback = config.caption_fallback
+    if caption is None and (fallback is None or CONCEPT in fallback):
         hint = f"fill the column {' or '.join(columns)}, or set caption_fallback"
+        if fallback is not None:
+            hint += f" without {CONCEPT}, which is for kohya's folders"
         found.problems.append(Problem(*here, f"{named}: has no caption", hint))
     elif path is not None:
-        words = " ".join(caption.split()) if caption is not None else config.caption_fallback or ""
+        words = " ".join(caption.split()) if caption is not None else fallback or ""
         source = metadata.name if caption is not None else ""
         found.items.append(ImageItem(path, named, words, source, line, repeats=config.repeats))
 

@@ -131,7 +131,10 @@ class StableDiffusion(Family):
         buckets: list[Hashable] = []
         captions: list[str] = []
         for item, some in zip(pictures, chosen, strict=True):
-            own = texts(item.caption, config, item.sha256) if training else [plain(item.caption, config)]
+            trigger = not item.regularisation  # or the class would be taught the trigger word's meaning
+            own = [plain(item.caption, config)]
+            if training:
+                own = texts(item.caption, config, item.sha256, trigger=trigger)
             captions += own
             sample = Sample(item, tuple(next(shown) for _ in some), tuple(own))
             repeats = item.repeats if training else 1
