@@ -225,6 +225,18 @@ def test_pain_d1_the_first_bad_row_is_named_with_what_was_found(tmp_path: Path) 
     )
     assert "metadata.jsonl:2: cta.png: no such file" in second
     assert "did you mean cat.png?" in second
+    picture(tmp_path / "data" / "sub" / "dog.png")
+    (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "sub/dgo.png", "text": "x"}')
+    assert "did you mean dog.png?" in str(check_dataset(config(tmp_path)).problems[0])
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_pain_d1_what_a_spreadsheet_writes_in_place_of_commas(tmp_path: Path, mark: str) -> None:
+    picture(tmp_path / "data" / "a;b.png")
+    rows = f'\ufeff"File_Name"{mark}text\r\n"a;b.png"{mark}a cat, sitting\r\n'
+    (tmp_path / "data" / "metadata.csv").write_text(rows, encoding="utf-8", newline="")
+    (item,) = items(tmp_path)
+    assert item.caption == "a cat, sitting"
 
 
 @pytest.mark.parametrize("column", [None, "txt"])

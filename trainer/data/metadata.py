@@ -63,7 +63,8 @@ def _read_row(
     caption = _pick(row, columns)
     path = _find(folder, metadata, named)
     if path is None:
-        names = [path.name for path in folder.iterdir()]
+        inner = (folder / named.replace("\\", "/")).parent
+        names = [each.name for each in (inner if inner.is_dir() else folder).iterdir()]
         near = difflib.get_close_matches(Path(named).name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "paths are relative to the metadata file"
         found.problems.append(Problem(*here, f"{named}: no such file in {folder}", hint))
@@ -126,7 +127,7 @@ def _pick(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
 
 
 def _csv_rows(text: str, name: str, config: TrainConfig, found: Listing) -> Rows:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
     try:
         header = [column.strip().lower() for column in reader.fieldnames or ()]
         if not set(header) & set(FILE_COLUMNS):
@@ -146,6 +147,16 @@ def _csv_rows(text: str, name: str, config: TrainConfig, found: Listing) -> Rows
             yield reader.line_num, row
     except csv.Error as error:
         found.problems.append(Problem(name, reader.line_num, f"not CSV: {error}"))
+
+
+def _delimiter(text: str) -> str:
+    """What parts the columns: a comma, unless the header names an image's column only with what spreadsheets
+    write elsewhere (`;` in Europe, or a tab)."""
+    header = text.lstrip().partition("\n")[0].lower()
+    for mark in (",", ";", "\t"):
+        if {column.strip(' "\r') for column in header.split(mark)} & set(FILE_COLUMNS):
+            return mark
+    return ","
 
 
 def _jsonl_rows(text: str, name: str, found: Listing) -> Rows:
