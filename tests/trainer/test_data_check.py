@@ -26,6 +26,14 @@ def captioned(root: Path, *captions: str, size: tuple[int, int] = (20, 16)) -> N
         picture(root / "data" / f"{number}.png", caption, (number, 0, 0), size)
 
 
+def test_an_alpha_mask_that_hides_nothing_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a.png", "a", (1, 2, 3))
+    picture(tmp_path / "data" / "b.png", "b", (1, 2, 3, 128), mode="RGBA")
+    found = warned(tmp_path, masked_loss="alpha")
+    assert "masked_loss: alpha hides nothing of 1 of 2 pictures (the first: a.png has no" in found
+    assert "masked_loss" not in warned(tmp_path)
+
+
 def test_a_good_dataset_has_no_warning(tmp_path: Path) -> None:
     captioned(tmp_path, "a", "b")
     assert warned(tmp_path) == ""

@@ -37,6 +37,12 @@ def advise(pictures: Sequence[ImageItem], config: TrainConfig, side: int, sizes:
         )
     if config.reg_data_dir is not None and len(own) == len(pictures):
         found.append("reg_data_dir adds no picture; put some into it, or leave the key out.")
+    if opaque := [item for item in own if item.opaque]:
+        found.append(
+            f"masked_loss: alpha hides nothing of {len(opaque)} of {counted(len(own), 'picture')} "
+            f"(the first: {opaque[0].name} has no transparent part); save what is cut out as PNG with transparency, or "
+            "paint masks for masked_loss: folder."
+        )
     return [*found, *_captions(own, config)]
 
 

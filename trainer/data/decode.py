@@ -51,6 +51,11 @@ def _decode(item: ImageItem, config: TrainConfig, cache: Cache) -> ImageItem | P
     except images.ImageError as error:
         return Problem(item.name, None, str(error), "replace or remove it")
     checked = replace(item, sha256=sha, width=width, height=height)
+    if config.masked_loss == "alpha" and not item.regularisation:
+        darkest, brightest = _remembered(cache, "opacity", sha, lambda: _extremes(images.open_alpha(data)))
+        if brightest == 0 and config.unmasked_weight == 0:
+            return _hidden(item)
+        return replace(checked, opaque=darkest == 255)
     wrong = _mask_problem(checked, data, config, cache)
     return wrong or checked
 
@@ -67,30 +72,26 @@ def _mask_problem(item: ImageItem, data: bytes, config: TrainConfig, cache: Cach
         if not _same_shape((width, height), (item.width, item.height)):
             what = f"its mask is {width}x{height}, the picture {item.width}x{item.height}: not one shape"
             return Problem(item.name, None, what, "save the mask in the picture's size")
-    elif config.masked_loss == "alpha":
-        alpha = partial(_facts, data)
-        _, _, brightest = _remembered(cache, "alphas", item.sha256, alpha)
-    else:
-        return None
-    if brightest == 0 and config.unmasked_weight == 0:
-        hint = "white is what is learnt; or set unmasked_weight above 0"
-        return Problem(item.name, None, "its mask hides all of it: nothing to learn", hint)
+        if brightest == 0 and config.unmasked_weight == 0:
+            return _hidden(item)
     return None
 
 
+def _hidden(item: ImageItem) -> Problem:
+    hint = "white is what is learnt; or set unmasked_weight above 0"
+    return Problem(item.name, None, "its mask hides all of it: nothing to learn", hint)
+
+
 def _grey_facts(data: bytes) -> tuple[int, ...]:
-    return _facts_of(images.open_rgb(data, (0, 0, 0)).convert("L"))
+    grey = images.open_rgb(data, (0, 0, 0)).convert("L")
+    return grey.width, grey.height, _extremes(grey)[1]
 
 
-def _facts(data: bytes) -> tuple[int, ...]:
-    return _facts_of(images.open_alpha(data))
-
-
-def _facts_of(image: Image.Image) -> tuple[int, ...]:
-    low, high = image.getextrema()
+def _extremes(grey: Image.Image) -> tuple[int, ...]:
+    low, high = grey.getextrema()
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
-    return image.width, image.height, int(high)
+    return int(low), int(high)
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

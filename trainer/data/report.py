@@ -33,7 +33,7 @@ class ImageItem:
     """A picture with its caption. `width` and `height` in pixels as shown (EXIF applied); 0 until checked.
 
     `repeats`: how often it comes in one epoch. `regularisation`: it is of reg_data_dir. `mask`: its mask's
-    file, with masked_loss: folder."""
+    file, with masked_loss: folder. `opaque`: masked_loss: alpha was found to hide nothing of it."""
 
     path: Path
     name: str
@@ -46,6 +46,7 @@ class ImageItem:
     repeats: int = 1
     regularisation: bool = False
     mask: Path | None = None
+    opaque: bool = False
 
 
 @dataclass(frozen=True)
