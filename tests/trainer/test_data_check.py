@@ -26,6 +26,17 @@ def captioned(root: Path, *captions: str, size: tuple[int, int] = (20, 16)) -> N
         picture(root / "data" / f"{number}.png", caption, (number, 0, 0), size)
 
 
+def test_more_regularisation_than_subject_is_told(tmp_path: Path) -> None:
+    captioned(tmp_path, "sks a", "sks b")
+    for number in range(3):
+        picture(tmp_path / "class" / "2_dog" / f"{number}.png", "dog", (number, 9, 0))
+    found = warned(tmp_path, reg_data_dir=tmp_path / "class")
+    assert "an epoch has 6 regularisation samples and only 2 of your own" in found
+    assert "(3 times as many)" in found
+    (tmp_path / "class" / "2_dog").rename(tmp_path / "class" / "1_dog")
+    assert "regularisation" not in warned(tmp_path, reg_data_dir=tmp_path / "class")
+
+
 def test_an_alpha_mask_that_hides_nothing_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "a.png", "a", (1, 2, 3))
     picture(tmp_path / "data" / "b.png", "b", (1, 2, 3, 128), mode="RGBA")

@@ -37,13 +37,29 @@ def advise(pictures: Sequence[ImageItem], config: TrainConfig, side: int, sizes:
         )
     if config.reg_data_dir is not None and len(own) == len(pictures):
         found.append("reg_data_dir adds no picture; put some into it, or leave the key out.")
+    found += _balance(pictures)
     if opaque := [item for item in own if item.opaque]:
         found.append(
             f"masked_loss: alpha hides nothing of {len(opaque)} of {counted(len(own), 'picture')} "
-            f"(the first: {opaque[0].name} has no transparent part); save what is cut out as PNG with transparency, or "
-            "paint masks for masked_loss: folder."
+            f"(the first: {opaque[0].name} has no transparent part); save what is cut out as PNG with "
+            "transparency, or paint masks for masked_loss: folder."
         )
     return [*found, *_captions(own, config)]
+
+
+def _balance(pictures: Sequence[ImageItem]) -> list[str]:
+    """With far more regularisation than subject most steps learn what the model knows already."""
+    often = Counter[bool]()
+    for item in pictures:
+        often[item.regularisation] += item.repeats
+    if not often[False] or often[True] <= 2 * often[False]:
+        return []
+    text = (
+        f"an epoch has {often[True]:,} regularisation samples and only {often[False]:,} of your own: most "
+        "steps learn the class. As many of each is usual: put more repeats into your folder's name "
+        f"({-(-often[True] // often[False])} times as many), or fewer pictures into reg_data_dir."
+    )
+    return [text]
 
 
 def duplicates(pictures: Sequence[ImageItem], held: Sequence[ImageItem]) -> list[str]:
