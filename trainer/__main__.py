@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from trainer.config import load_config
-from trainer.errors import EXIT_OK, Stopped, explain
+from trainer.errors import EXIT_OK, FolderInUse, Stopped, explain
 from trainer.events import Events
 from trainer.fast_imports import lean_imports, own_process
 
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run.go(args.config, args.resume)
     except KeyboardInterrupt:
-        return run.failed(
-            Stopped("Stopped before the first step.", "Run the same command again."), args.debug
-        )
+        return run.failed(run.interrupted(), args.debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence: every failure is explained
         return run.failed(error, args.debug)
     return EXIT_OK
@@ -81,12 +79,24 @@ class _Run:
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         trainer = self.trainer
+        if trainer is not None and trainer.result:
+            return  # all is written: it ends by itself
         if trainer is not None and trainer.stopping_between_steps:
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             trainer.request_stop()
         else:
             raise KeyboardInterrupt
+
+    def interrupted(self) -> Stopped:
+        """What a second Ctrl-C, or one before the training, leaves."""
+        trainer = self.trainer
+        if trainer is None or not trainer.stopping_between_steps:
+            return Stopped("Stopped before the first step.", "Run the same command again.")
+        return Stopped(
+            f"Stopped at once, in the step after step {trainer.step} of {trainer.steps}.",
+            "The same command goes on from the last checkpoint.",
+        )
 
     def failed(self, error: BaseException, debug: bool) -> int:
         """Say what happened on stderr and in events.jsonl; returns the exit code."""
@@ -95,6 +105,8 @@ class _Run:
             traceback.print_exception(error)
         print(f"{'stopped' if isinstance(known, Stopped) else 'error'}: {known}", file=sys.stderr, flush=True)
         trainer = self.trainer
+        if isinstance(known, FolderInUse):
+            return known.exit_code  # the events are the other one's
         try:
             events = trainer.events if trainer else Events(self.output_dir) if self.output_dir else None
             if events is not None:

@@ -91,6 +91,13 @@ def save(
     return final
 
 
+def clear_leftovers(output_dir: Path) -> None:
+    """Remove what killed writers left below `output_dir`. Only for who has it to himself."""
+    for pattern in (f"{FOLDER}/.tmp-*", f"{FOLDER}/.old-*"):
+        for left in output_dir.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def put(made: Path, output_dir: Path, step: int) -> Path:
     """Give the filled folder `made` its name, and point to it."""
     parent = output_dir / FOLDER

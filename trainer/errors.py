@@ -46,6 +46,10 @@ class ConfigError(UserError):
         super().__init__(head, hint)
 
 
+class FolderInUse(UserError):
+    """Another process trains in the same output folder."""
+
+
 class DataError(UserError):
     """The dataset cannot be trained on; the message lists every bad file and row."""
 

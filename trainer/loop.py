@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer import checkpoint as checkpoints
 from trainer.cache import Cache
+from trainer.claim import Claim, claim
 from trainer.config import TrainConfig, config_from
 from trainer.data import DatasetReport, check_dataset
 from trainer.data.digest import dataset_digest
@@ -25,7 +26,7 @@ from trainer.models.sniff import sniff
 from trainer.optim.schedule import lr_factor
 from trainer.plugins import load_plugins
 from trainer.progress import Progress
-from trainer.resume import checkpoint_to_resume
+from trainer.resume import checkpoint_to_resume, refusals
 from trainer.versions import versions
 
 with lean_imports():
@@ -49,7 +50,8 @@ class LoRATrainer:
     """Trains one config: `prepare_data()`, `build_model()`, `train()`, in this order.
 
     `config`: a TrainConfig, a dict, or the path of a YAML file. Raises ConfigError. The methods raise
-    DataError, ModelError, CheckpointError, NonFiniteError, OutOfMemory, DiskFullError and Stopped.
+    DataError, ModelError, CheckpointError, NonFiniteError, OutOfMemory, DiskFullError and Stopped;
+    FolderInUse comes at once when another process trains in `output_dir`.
     """
 
     def __init__(self, config: TrainConfig | Mapping[str, Any] | str | Path) -> None:
@@ -58,8 +60,9 @@ class LoRATrainer:
         self.base = sniff(self.config.base_model)
         self.processes = processes(self.config.device)
         self.device = self.processes.device
+        self._claim: Claim | None = claim(self.config.output_dir) if self.processes.main else None
         self.events = Events(self.config.output_dir) if self.processes.main else Silent()
-        self.steps = self.step = self.samples = 0
+        self.steps = self.step = self.samples = self.items = 0
         self.family: Family | None = None
         self.order: Order | None = None
         self.buckets: list[Hashable] = []
@@ -110,16 +113,20 @@ class LoRATrainer:
             self.identity = identity(
                 config, self.base.kind, digest, data, plugins=self._plugins, world=self.processes.world
             )
+            if self._claim is not None and self._claim.sure:
+                checkpoints.clear_leftovers(config.output_dir)
             self._resume, refused = checkpoint_to_resume(config, self.identity, self.processes)
             setup = Setup(config, self.base, digest, cache, self.device, pick_dtype(config, self.device))
             self.family = family_of(setup)
             self.buckets = self.family.prepare(report.items, report)
-            self.samples = len(self.buckets)
+            self.samples, self.items = len(self.buckets), len(report.items)
             self._prepare_validation(self.family, report)
             for text in report.notes:
                 self.say(text)
-            for text in [*report.warnings, *refused]:
+            for text in [*report.warnings, *refusals(refused, self._resume)]:
                 self.warn(text)
+            if self._resume is not None:
+                self.say(f"going on after step {self._resume.step}, from {self._resume.path}")
             self.start_facts = {
                 "package": str(Path(__file__).with_name("__init__.py")),
                 "run": config.output_dir.absolute().name,
@@ -186,15 +193,24 @@ class LoRATrainer:
             if self.order is None:
                 self._find_batch_size(self.family, optimizer)
             if self._resume is not None:
-                optimizer.restore(self._resume.path, self._resume.state.get("optimizer", {}))
-                self.journal.restore(self._resume.state.get("journal", {}))
-                self.step = min(self._resume.step, self.steps)
+                self._go_on_from(self._resume, optimizer)
             if self.config.compile == "on":
                 from trainer.compiled import Compiled
 
                 dynamic = False if self.family.unit == "images" else None
                 self._compiled = Compiled(self.family.modules(), self.warn, dynamic=dynamic)
             self._optimizer = optimizer
+
+    def _go_on_from(self, found: checkpoints.Checkpoint, optimizer: Optimizer) -> None:
+        self.step = found.step
+        self.journal.restore(found.state.get("journal", {}))
+        is_best = self.journal.best_step == found.step
+        optimizer.restore(found.path, found.state.get("optimizer", {}), is_best=is_best)
+        if self.step > self.steps:
+            self.warn(
+                f"the checkpoint is of step {self.step}, and this training ends after {self.steps}: its "
+                "weights are published as they are; resume: never trains anew."
+            )
 
     def _find_batch_size(self, family: Family, optimizer: Optimizer) -> None:
         from trainer.auto_batch import largest_batch
@@ -231,6 +247,7 @@ class LoRATrainer:
         finally:
             self._progress.close()
             self.trackers.finish()
+            self._claim = None
         if main:
             Cache(self.config.cache_root).trim(self.config.cache_limit_gb * 1e9)
         self.processes.finish()
@@ -374,7 +391,7 @@ class LoRATrainer:
         return RunFacts(
             step=step,
             steps=self.step,
-            samples=self.samples,
+            samples=self.items,
             config_hash=config_hash(self.identity),
             dataset_digest=str(self.identity.get("dataset", "")),
         )

@@ -47,7 +47,10 @@ def publish(run: LoRATrainer, family: Family, optimizer: Optimizer, loss: float 
 def _load_best(run: LoRATrainer, optimizer: Optimizer) -> int:
     """Put the weights of the best validation loss into the model, if that is wanted; their step."""
     best = run.journal.best_step
-    if not run.config.keep_best or best in (0, run.step) or not optimizer.best:
+    if not run.config.keep_best or best in (0, run.step):
+        return run.step
+    if not optimizer.best:
+        run.warn(f"keep_best: the weights of step {best} were not kept at its time; published are the last.")
         return run.step
     optimizer.take_best()
     return best

@@ -26,3 +26,14 @@ def checkpoint_to_resume(
         found, more = remote.bring(config.checkpoint_url, out, identity)
         refused += more
     return found, refused
+
+
+def refusals(refused: list[str], found: checkpoints.Checkpoint | None) -> list[str]:
+    """What to say about the checkpoints that were `refused`."""
+    if not refused or found is not None:
+        return refused
+    anew = (
+        "this training starts anew, and its checkpoints take the place of those; to keep them, undo the "
+        "change or set another output_dir."
+    )
+    return [*refused, anew]

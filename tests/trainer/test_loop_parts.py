@@ -247,6 +247,41 @@ def test_one_checkpoint_is_enough_to_publish_the_best(
         assert torch.equal(weights(whole)[name], weights(away)[name])
 
 
+def test_the_best_that_was_not_kept_is_not_claimed(
+    toy: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Toy, "rises", 10.0)
+    options: dict[str, Any] = {"validation_split": 0.3, "validation_steps": 1, "save_steps": 6}
+    run(toy(keep_best=False, **options))
+    config = toy(keep_best=True, **options)
+    assert run(config).step == 6
+    assert "the weights of step 1 were not kept" in capsys.readouterr().err
+    assert "published is step" not in (config["output_dir"] / "model_card.md").read_text()
+
+
+def test_a_checkpoint_beyond_the_end_keeps_its_number(
+    toy: Make, capsys: pytest.CaptureFixture[str], events: Read
+) -> None:
+    run(toy(max_steps=5, lr_schedule="constant"))
+    config = toy(max_steps=3, lr_schedule="constant")
+    assert run(config).result["step"] == 5
+    said = capsys.readouterr().err
+    assert "going on after step 5" in said
+    assert "the checkpoint is of step 5, and this training ends after 3" in said
+    assert "trained for 5 steps" in (config["output_dir"] / "model_card.md").read_text()
+
+
+def test_checkpoints_of_another_training_are_named_and_the_new_start_is_said(
+    toy: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(toy(learning_rate=1e-3))
+    capsys.readouterr()
+    run(toy(learning_rate=1e-2))
+    said = capsys.readouterr().err
+    assert "belongs to another training: learning_rate was 0.001, is 0.01" in said
+    assert "starts anew" in said
+
+
 def test_early_stop_ends_the_run_and_stays_ended(
     toy: Make, monkeypatch: pytest.MonkeyPatch, events: Read
 ) -> None:

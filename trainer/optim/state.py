@@ -112,9 +112,9 @@ class Optimizer:
                     found[f"group:{number}.{key}"] = value
         return found
 
-    def restore(self, folder: Path, plain: Mapping[str, Any]) -> None:
-        """Load what `tensors` and `plain` gave. Raises CheckpointError if names, shapes or the optimizer are
-        others."""
+    def restore(self, folder: Path, plain: Mapping[str, Any], *, is_best: bool = False) -> None:
+        """Load what `tensors` and `plain` gave. `is_best`: the lowest validation loss was this step's. Raises
+        CheckpointError if names, shapes or the optimizer are others."""
         from safetensors.torch import load_file
 
         if plain.get("class", self.kind) != self.kind:
@@ -125,7 +125,7 @@ class Optimizer:
         adapter = load_file(folder / checkpoint.ADAPTER)
         self._put(adapter, folder)
         best = folder / checkpoint.BEST
-        self.best = load_file(best) if best.exists() else adapter
+        self.best = load_file(best) if best.exists() else adapter if is_best else {}
         saved: dict[str, Any] = {**load_file(folder / checkpoint.OPTIMIZER), **plain.get("values", {})}
         state: dict[str, dict[str, Any]] = {}
         for key, value in saved.items():
