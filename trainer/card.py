@@ -3,6 +3,7 @@ same card."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def _table(title: str, rows: Mapping[str, str]) -> str:
     return f"## {title}\n\n| | |\n|---|---|\n{lines}"
 
 
+def _exchange(said: Mapping[str, str]) -> str:
+    """A prompt and its answer."""
+    return f"**{said['prompt']}**\n\n> " + said["answer"].strip().replace("\n", "\n> ")
+
+
 def _samples(folder: Path, prompts: Sequence[str], samples: Sequence[Path]) -> list[str]:
     shown = []
     for number, path in enumerate(sorted(samples)):
@@ -97,6 +103,8 @@ def _samples(folder: Path, prompts: Sequence[str], samples: Sequence[Path]) -> l
             shown.append(
                 f"![{prompt.replace(']', ')') or path.stem}]({place})" + (f"\n\n{prompt}" if prompt else "")
             )
+        elif path.suffix.lower() == ".json":
+            shown += [_exchange(said) for said in json.loads(path.read_text(encoding="utf-8"))]
         else:
             quoted = path.read_text(encoding="utf-8").strip().replace("\n", "\n> ")
             shown.append((f"**{prompt}**\n\n" if prompt else "") + f"> {quoted}")

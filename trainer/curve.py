@@ -21,12 +21,12 @@ def read_losses(events: Path) -> tuple[dict[int, float], dict[int, float]]:
     the place of what was done after it, and half a line counts for nothing."""
     train: dict[int, float] = {}
     held_out: dict[int, float] = {}
-    for line in events.read_text(encoding="utf-8").splitlines():
+    for line in events.read_bytes().split(b"\n"):  # half a line may end within a character
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        kind = event.get("event")
+        kind = event.get("event") if isinstance(event, dict) else None
         if kind == "start":
             done = int(event.get("resumed_from_step") or 0)
             train = {step: loss for step, loss in train.items() if step <= done}

@@ -162,6 +162,44 @@ def test_a_chat_template_of_ones_own_is_trained_and_kept(text_config: Make, tmp_
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == file.read_text()
 
 
+def test_an_answer_ends_at_the_templates_mark_though_it_is_not_the_end_of_sequence(
+    text_config: Make, tmp_path: Path
+) -> None:
+    """As a base model under ChatML: its own end is `<|endoftext|>`, and what it learns is `<|im_end|>`."""
+    from trainer.models.llm_answer import Sampling, answer
+
+    family = family_on(text_config())
+    mark = family.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert mark != family.tokenizer.unk_token_id
+    family.tokenizer.eos_token = next(
+        token for token in family.tokenizer.all_special_tokens if token != "<|im_end|>"
+    )
+    family.model.generation_config.eos_token_id = None
+    asked: dict[str, Any] = {}
+
+    def generate(**how: Any) -> torch.Tensor:
+        asked.update(how)
+        return how["input_ids"]
+
+    family.model.generate = generate
+    answer(family.model, family.tokenizer, [("user", "hi")], Sampling())
+    assert asked["eos_token_id"] == sorted({mark, family.tokenizer.eos_token_id})
+
+
+def test_no_row_is_longer_than_the_models_context(text_config: Make, tmp_path: Path) -> None:
+    """Learned positions end there: the 513th token would be out of their range."""
+    from trainer.models.llm_load import context_of
+
+    folder = tmp_path / "long"
+    folder.mkdir()
+    (folder / "a.txt").write_text("so it goes on and on, " * 200)
+    base = tiny(tmp_path / "gpt2", Path(text_config()["base_model"]), "gpt2")
+    family = family_on(text_config(base_model=base, train_data_dir=folder, max_length=1024))
+    assert context_of(base) == 512
+    assert max(len(row.ids) for rows in family.packs for row in rows) == 512
+    assert float(family.loss([0], rngs(1)).detach()) > 0
+
+
 def test_a_chat_template_that_is_none_is_told_with_its_line(text_config: Make, tmp_path: Path) -> None:
     from trainer.errors import ConfigError
 

@@ -82,6 +82,7 @@ def test_every_shape_is_told_from_its_keys(row: dict[str, Any], wanted: Any) -> 
         ({"instruction": "q", "output": "a", "history": [["q"]]}, "`history`"),
         ({"text": ""}, "`text` is empty"),
         ({"text": 3}, "`text` is not text"),
+        ({"text": "a\ud800b"}, "`text` holds half a character, \\ud800"),
         ([1], "a list, not an object"),
     ],
     ids=str,

@@ -83,12 +83,26 @@ def test_the_curve_is_a_picture_of_the_losses(tmp_path: Path) -> None:
 def test_ticks_cover_the_range(low: float, span: float, count: int) -> None:
     ticks = curve.nice_ticks(low, low + span, count)
     step = ticks[1] - ticks[0]
-    assert ticks[0] <= low + 1e-9 * abs(low)
+    assert ticks[0] <= low + 1e-9 * max(abs(low), step)
     assert ticks[-1] >= low + span - 1e-6 * step - 1e-9 * abs(low)
     assert len(ticks) <= count + 3
 
 
 # --- card ---
+
+
+def test_the_card_of_a_language_model_counts_rows_and_quotes_answers(
+    text_config: Make, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    trainer = run(text_config(output_dir=out, packing=True, sample_prompts=["hi", "bye"], sample_tokens=3))
+    assert trainer.samples == 1, "the four rows are packed"
+    card = (out / "model_card.md").read_text()
+    assert "The dataset has 4 samples." in card
+    said = json.loads(next(out.glob("samples/*/generations.json")).read_text())
+    answer = said[1]["answer"].strip().replace("\n", "\n> ")
+    assert f"**bye**\n\n> {answer}\n" in card
+    assert '"prompt"' not in card
 
 
 def test_the_card_tells_config_and_lineage_and_no_date(world: Make, tmp_path: Path) -> None:
@@ -250,3 +264,12 @@ def test_a_module_that_raises_is_not_the_compilers_fault(monkeypatch: pytest.Mon
     Compiled([net], pytest.fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         net(torch.ones(1, 3))
+
+
+def test_a_line_that_a_kill_cut_within_a_letter_costs_no_curve(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    torn = '{"event": "failure", "message": "Bilder für'.encode()[:-2]
+    whole = [event("step", step=1, loss=2.0), event("start"), event("step", step=1, loss=3.0)]
+    lines = [line.strip().encode() for line in whole]
+    path.write_bytes(b"\n".join([lines[0], torn, b"7", *lines[1:], b""]))
+    assert curve.read_losses(path) == ({1: 3.0}, {})

@@ -77,14 +77,18 @@ class _Text:
     marked: bool
 
 
+def end_of_turn(tokenizer: Any) -> str:
+    """What the template puts behind an answer; empty where it is nothing but white space."""
+    said = render(tokenizer, [("user", _WORD), ("assistant", _WORD)], prompt=False)
+    return said.rpartition(_WORD)[2].strip()
+
+
 def _answers(tokenizer: Any, messages: Messages) -> list[_Text]:
     """Each assistant turn with its mark, without the white space after that. One text, or one for each turn
     where the template shows earlier turns otherwise once later ones follow (as those that hide thoughts do).
     """
     whole = render(tokenizer, messages, prompt=False)
-    marked = bool(
-        render(tokenizer, [("user", _WORD), ("assistant", _WORD)], False).rpartition(_WORD)[2].strip()
-    )
+    marked = bool(end_of_turn(tokenizer))
     turns: list[_Text] = []
     for number, (role, _) in enumerate(messages):
         if role != "assistant":

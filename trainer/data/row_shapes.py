@@ -165,6 +165,11 @@ def _words(value: Any, what: str) -> str:
     if isinstance(value, list) and value and all(_is_part(part) for part in value):
         value = "".join(part["text"] for part in value)
     if isinstance(value, str) and value.strip():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(value[error.start]):04x}"
+            raise RowError(f"{what} holds half a character, {half}", "take it out") from None
         return value
     raise RowError(
         f"{what} is {'empty' if value is None or value == '' or isinstance(value, str) else 'not text'}"

@@ -25,7 +25,7 @@ from trainer.lora import extract, inject, is_layer, plan_of
 from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.llm_answer import Sampling, answer, go_on
 from trainer.models.llm_head import cross_entropy
-from trainer.models.llm_load import load_model, model_folder
+from trainer.models.llm_load import context_of, load_model, model_folder
 from trainer.models.llm_lora import fuse
 from trainer.models.llm_rows import ready_tokenizer, samples_of
 from trainer.models.llm_stream import stream, use_rows
@@ -60,7 +60,7 @@ class CausalLM(Family):
     def prepare(
         self, items: Sequence[Item], report: DatasetReport, *, training: bool = True
     ) -> list[Hashable]:
-        samples, names = samples_of(self.tokenizer, items, self.config, report)
+        samples, names = samples_of(self.tokenizer, items, self.config, report, context_of(self.folder))
         self.chats = self.chats or any(isinstance(item, ChatItem) for item in items)
         if training:
             samples, names = samples * self.config.repeats, names * self.config.repeats

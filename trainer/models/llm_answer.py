@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trainer.data.chat_tokens import Messages, render
+from trainer.data.chat_tokens import Messages, end_of_turn, render
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Sampling:
 def answer(model: Any, tokenizer: Any, messages: Messages, sampling: Sampling) -> str:
     """The assistant's next turn, without special tokens. Raises TemplateError."""
     text = render(tokenizer, messages, prompt=True)
-    return _speak(model, tokenizer, text, sampling, special=False).strip()
+    mark = tokenizer(end_of_turn(tokenizer), add_special_tokens=False)["input_ids"]
+    return _speak(model, tokenizer, text, sampling, special=False, stop=mark[:1] * (len(mark) == 1)).strip()
 
 
 def go_on(model: Any, tokenizer: Any, text: str, sampling: Sampling) -> str:
@@ -33,11 +35,15 @@ def go_on(model: Any, tokenizer: Any, text: str, sampling: Sampling) -> str:
     return _speak(model, tokenizer, text, sampling, special=True)
 
 
-def _speak(model: Any, tokenizer: Any, text: str, sampling: Sampling, *, special: bool) -> str:
-    """`special`: let the tokenizer put its own beginning before `text`. The global random state is kept."""
+def _speak(
+    model: Any, tokenizer: Any, text: str, sampling: Sampling, *, special: bool, stop: Sequence[int] = ()
+) -> str:
+    """`special`: let the tokenizer put its own beginning before `text`. `stop`: tokens that end it besides
+    the tokenizer's and the model's own. The global random state is kept."""
     encoded = tokenizer(text, add_special_tokens=special, return_tensors="pt")
     ids = encoded["input_ids"].to(model.device)
-    stop = tokenizer.eos_token_id
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *stop} - {None}
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
         how = {
@@ -54,8 +60,10 @@ def _speak(model: Any, tokenizer: Any, text: str, sampling: Sampling, *, special
             attention_mask=torch.ones_like(ids),
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=stop,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=tokenizer.pad_token_id
+            if tokenizer.pad_token_id is not None
+            else min(ends, default=0),
             **how,
         )
     said: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)

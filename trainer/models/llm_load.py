@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,26 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def context_of(folder: Path) -> int:
+    """How many tokens the model takes at once, by its config.json, times the factor that its rotary positions
+    are stretched by; without a word there, as many as one likes."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = [
+            int(part[key] * max(1.0, float(_rope(part).get("factor") or 1.0)))
+            for part in (config, config.get("text_config") or {})
+            for key in ("max_position_embeddings", "n_positions")
+            if isinstance(part.get(key), int) and part[key] > 1
+        ]
+    except (OSError, ValueError, TypeError, AttributeError):
+        found = []
+    return min(found, default=sys.maxsize)
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 
 def load_tokenizer(folder: Path) -> Any:

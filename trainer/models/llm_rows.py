@@ -48,11 +48,13 @@ def _template(tokenizer: Any, file: Path) -> str:
 
 
 def samples_of(
-    tokenizer: Any, items: Sequence[Item], config: TrainConfig, report: DatasetReport
+    tokenizer: Any, items: Sequence[Item], config: TrainConfig, report: DatasetReport, context: int
 ) -> tuple[list[Sample], list[str]]:
-    """(samples of at most max_length tokens, each with a target; their rows' names). Appends to the report
-    what was cut and what was left out. Raises DataError: rows that the template refuses, or none left."""
-    limit = config.max_length
+    """(samples of at most max_length tokens and at most `context`, each with a target; their rows' names).
+    Appends to the report what was cut and what was left out. Raises DataError: rows that the template
+    refuses, or none left."""
+    limit = min(config.max_length, context)
+    said = f"max_length {limit}" if limit == config.max_length else f"the model's context of {limit} tokens"
     samples: list[Sample] = []
     names: list[str] = []
     cut: list[str] = []
@@ -79,14 +81,12 @@ def samples_of(
     if chats and template_of(tokenizer):
         report.warnings.append("the tokenizer has no chat template; ChatML is used.")
     if empty:
-        text = f"no token to learn within max_length {limit} in {len(empty)} rows (the first: {empty[0]})"
+        text = f"no token to learn within {said} in {len(empty)} rows (the first: {empty[0]})"
         if not samples:
             raise DataError(
                 f"The dataset has nothing to learn: {text}.", "Raise max_length or shorten the rows."
             )
         report.warnings.append(f"{text}; they are left out.")
     if cut:
-        report.warnings.append(
-            f"{len(cut)} rows are longer than max_length {limit} and were cut (the first: {cut[0]})."
-        )
+        report.warnings.append(f"{len(cut)} rows are longer than {said} and were cut (the first: {cut[0]}).")
     return samples, names
