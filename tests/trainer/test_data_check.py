@@ -26,6 +26,13 @@ def captioned(root: Path, *captions: str, size: tuple[int, int] = (20, 16)) -> N
         picture(root / "data" / f"{number}.png", caption, (number, 0, 0), size)
 
 
+def test_the_kind_of_base_and_the_resolution_are_told(tmp_path: Path) -> None:
+    captioned(tmp_path, "a", "b")
+    assert (
+        check_dataset(config(tmp_path)).notes[0] == "base model: Stable Diffusion 1.x, trained at 16 pixels"
+    )
+
+
 def test_more_regularisation_than_subject_is_told(tmp_path: Path) -> None:
     captioned(tmp_path, "sks a", "sks b")
     for number in range(3):

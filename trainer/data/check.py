@@ -16,7 +16,7 @@ from trainer.data.imagefolder import list_training, list_validation
 from trainer.data.listing import Listing, counted
 from trainer.data.report import DatasetReport, ImageItem, Problem
 from trainer.data.variants import known_augmentations
-from trainer.models.sniff import base_of, native_resolution, side_multiple
+from trainer.models.sniff import FAMILIES, base_of, native_resolution, side_multiple
 
 
 def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
@@ -32,7 +32,9 @@ def check_dataset(config: TrainConfig, say: Say | None = None) -> DatasetReport:
         return _check_rows(config)
     known_augmentations(config)
     side = config.resolution or native_resolution(base)
-    return _check_images(config, side, sizes_of(config, side, side_multiple(base)), say)
+    report = _check_images(config, side, sizes_of(config, side, side_multiple(base)), say)
+    report.notes.insert(0, f"base model: {FAMILIES.get(base.family, base.family)}, trained at {side} pixels")
+    return report
 
 
 def _check_rows(config: TrainConfig) -> DatasetReport:

@@ -17,6 +17,8 @@ from trainer.plugins import load_plugins, registered
 Format = Literal["diffusers", "single-file", "gguf", "folder", "plugin"]
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _USABLE = "SD 1.x, SD 2.x and SDXL can be trained."
+FAMILIES = {"sd15": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+"""What people call the families of images."""
 _NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024}
 
 
