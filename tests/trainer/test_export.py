@@ -70,7 +70,7 @@ def test_both_image_files_act_alike_through_diffusers_own_loader(
 
 
 def test_the_metadata_that_other_tools_look_at(images_config: Make) -> None:
-    config = images_config(lora_alpha=3, max_steps=1)
+    config = images_config(lora_alpha=3, max_steps=1, trigger_word="zorv")
     trained(config)
     out = config["output_dir"]
     meta, keys = header(out / "style.safetensors")
@@ -81,7 +81,8 @@ def test_the_metadata_that_other_tools_look_at(images_config: Make) -> None:
         "False",
         "style",
     )
-    assert json.loads(meta["ss_tag_frequency"])["style"]["noise"] == 5
+    tags = json.loads(meta["ss_tag_frequency"])["style"]
+    assert (tags["noise"], tags["zorv"]) == (5, 5), "A1111 offers these words"
     assert meta["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert len(meta["sshs_model_hash"]) == 64
     assert len(meta["sshs_legacy_hash"]) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainer.data.captions import plain
 from trainer.export.images import ImageFacts
 from trainer.models.base import RunFacts
 
@@ -33,7 +34,7 @@ def facts(family: StableDiffusion, name: str, run: RunFacts) -> ImageFacts:
         base_model=str(base),
         resolution=family.side,
         prediction=family.prediction,
-        captions=[item.caption for item in items.values() if not item.regularisation],
+        captions=[plain(item.caption, config) for item in items.values() if not item.regularisation],
         trigger=config.trigger_word,
         extra=extra,
     )
