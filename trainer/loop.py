@@ -233,7 +233,7 @@ class LoRATrainer:
         settle()
         main = self.processes.main
         self._progress = Progress(self.steps, self.step, self.config.log_every, quiet=not main)
-        self.trackers = Trackers(self.config, self.warn, on=main)
+        self.trackers = Trackers(self.config, self.warn, on=main, step=self.step)
         try:
             with self._phase("train"):
                 loss = self._loop(self.family, self._optimizer)

@@ -9,9 +9,10 @@ from typing import Any
 
 
 class TensorBoard:
-    """Writes to `folder`. What goes wrong is said once, and the training goes on."""
+    """Writes to `folder`, where what an earlier run logged after `step` is shown no more. What goes wrong is
+    said once, and the training goes on."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None], step: int = 0) -> None:
         self._warn = warn
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is None:
@@ -20,7 +21,7 @@ class TensorBoard:
         with self._guard():
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """The numbers of optimizer step `step`."""

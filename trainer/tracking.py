@@ -20,18 +20,22 @@ class _Tracker(Protocol):
 
 
 class Trackers:
-    """What `config.tracker` asks for; `on` false (a process that does not write): none. Never fatal."""
+    """What `config.tracker` asks for; `on` false (a process that does not write): none. Never fatal. `step`:
+    where the run goes on; what was logged after it is done again."""
 
-    def __init__(self, config: TrainConfig, warn: Callable[[str], None], *, on: bool = True) -> None:
+    def __init__(
+        self, config: TrainConfig, warn: Callable[[str], None], *, on: bool = True, step: int = 0
+    ) -> None:
         self._all: list[_Tracker] = []
         if on and config.tracker.wandb != "off":
             from trainer.wandb_log import WandB
 
-            self._all.append(WandB(config.tracker, config.output_dir, config.model_dump(mode="json")))
+            values = config.model_dump(mode="json")
+            self._all.append(WandB(config.tracker, config.output_dir, values, resumed=step > 0))
         if on and config.tracker.tensorboard == "on":
             from trainer.tensorboard_log import TensorBoard
 
-            self._all.append(TensorBoard(config.output_dir / "tensorboard", warn))
+            self._all.append(TensorBoard(config.output_dir / "tensorboard", warn, step))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """The numbers of optimizer step `step`."""

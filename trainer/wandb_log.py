@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import queue
+import secrets
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,9 +23,12 @@ FINISH_TIMEOUT_S = 15.0
 
 
 class WandB:
-    """`log` and `finish` are safe to call whatever state wandb is in."""
+    """`log` and `finish` are safe to call whatever state wandb is in. `resumed`: goes on with the run of
+    `output_dir` where that is on line, in place of a second one."""
 
-    def __init__(self, config: TrackerConfig, output_dir: Path, run_config: dict[str, Any]) -> None:
+    def __init__(
+        self, config: TrackerConfig, output_dir: Path, run_config: dict[str, Any], *, resumed: bool = False
+    ) -> None:
         self._queue: queue.Queue[tuple[int, dict[str, Any]] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         if (
@@ -34,6 +38,7 @@ class WandB:
         ):
             return
         self._config, self._dir, self._run_config = config, output_dir.absolute(), run_config
+        self._resumed = resumed
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
 
@@ -62,6 +67,16 @@ class WandB:
             return self._config.mode
         return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
 
+    def _identity(self) -> dict[str, Any]:
+        """The id of this folder's run; a training that starts anew draws another."""
+        file = self._dir / "wandb" / "run-id"
+        if self._resumed and file.is_file():
+            return {"id": file.read_text(encoding="ascii").strip(), "resume": "allow"}
+        drawn = secrets.token_hex(4)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(drawn, encoding="ascii")
+        return {"id": drawn, "resume": "allow"}
+
     def _run(self) -> None:
         try:
             import wandb
@@ -78,6 +93,7 @@ class WandB:
                 dir=str(self._dir),
                 config=self._run_config,
                 mode=mode,  # type: ignore[arg-type]
+                **(self._identity() if mode == "online" else {}),
                 settings=wandb.Settings(
                     console="off",
                     silent=True,

@@ -232,6 +232,26 @@ def test_pain_24_pictures_go_to_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert logged == [({"loss": 0.5}, 1), ({"samples": ["image 0.png"]}, 1)]
 
 
+def test_pain_24_a_resumed_run_is_the_same_run_on_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    ids: list[str] = []
+
+    def init(**asked: Any) -> SimpleNamespace:
+        assert asked["resume"] == "allow"
+        ids.append(asked["id"])
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    config = config_from({"train_data_dir": "d", "base_model": "m", "output_dir": str(tmp_path)})
+    for resumed in (False, True, False):
+        WandB(config.tracker, tmp_path, {}, resumed=resumed).finish()
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_pain_25_no_loader_process_that_could_hang(tmp_path: Path, text_config: Make) -> None:
     """The samples lie in memory and their order is a function: there is nothing to pickle, to spawn or to
     wait for, on any system."""

@@ -146,8 +146,8 @@ def test_tensorboard_gets_numbers_and_pictures(
     said: list[tuple[Any, ...]] = []
 
     class Writer:
-        def __init__(self, folder: str) -> None:
-            said.append(("open", folder))
+        def __init__(self, folder: str, purge_step: int) -> None:
+            said.append(("open", folder, purge_step))
 
         def add_scalar(self, name: str, value: float, step: int) -> None:
             said.append((name, value, step))
@@ -161,13 +161,14 @@ def test_tensorboard_gets_numbers_and_pictures(
     fake_tensorboard(monkeypatch, Writer)
     config = text_config(tracker={"wandb": "off", "tensorboard": "on"}, max_steps=2)
     run(config)
-    assert said[0] == ("open", str(config["output_dir"] / "tensorboard"))
+    assert said[0] == ("open", str(config["output_dir"] / "tensorboard"), 1)
     assert {"loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_bytes"} <= {
         s[0] for s in said
     }
     assert said[-1] == ("close",)
     Image.new("L", (4, 6)).save(tmp_path / "0.png")
-    trackers = Trackers(config_from(config), lambda text: None)
+    trackers = Trackers(config_from(config), lambda text: None, step=2)
+    assert said[-1][2] == 3, "what a resumed run does again takes the place of what it logged"
     trackers.samples(3, [tmp_path / "0.png", tmp_path / "0.txt"])
     assert said[-1] == ("samples/0", (6, 4, 3), 3, "HWC")
 
@@ -175,7 +176,7 @@ def test_tensorboard_gets_numbers_and_pictures(
 def test_a_broken_or_missing_tensorboard_is_a_warning(
     text_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(folder: str) -> None:
+    def broken(folder: str, purge_step: int) -> None:
         raise RuntimeError("no such file system")
 
     fake_tensorboard(monkeypatch, broken)
