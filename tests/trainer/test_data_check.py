@@ -107,6 +107,10 @@ def test_pictures_without_a_row_are_told(tmp_path: Path) -> None:
     (tmp_path / "data" / "metadata.jsonl").write_text("{}\n")
     said = warned(tmp_path)
     assert "1 picture in the folder without a row in metadata.csv (the first: b.png)" in said
+    picture(tmp_path / "data" / "sub" / "c.png", colour=(7, 7, 7))
+    picture(tmp_path / "data" / "sub" / "d.png", colour=(8, 8, 8))
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,text\na.png,x\nb.png,y\nsub/../sub/c.png,z\n")
+    assert "1 picture in the folder without a row in metadata.csv (the first: d.png)" in warned(tmp_path)
     assert "metadata.csv is read and metadata.jsonl is not" in said
 
 

@@ -105,6 +105,10 @@ def test_pain_6_pictures_that_are_passed_over_are_told(tmp_path: Path) -> None:
     assert "the pictures in dog are not read" in warnings
     assert "1 picture beside the folders 10_cat, 2024_trip (the first: c.png) are not read" in warnings
     assert "2024_trip says 2,024 repeats" in warnings
+    assert "10_cat itself" not in warnings
+    picture(tmp_path / "data" / "10_cat" / "more" / "e.png", "a cat")
+    warnings = "\n".join(check_dataset(config(tmp_path)).warnings)
+    assert "the pictures in 10_cat/more are not read; move them into 10_cat itself." in warnings
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -228,6 +232,15 @@ def test_pain_d1_the_first_bad_row_is_named_with_what_was_found(tmp_path: Path) 
     picture(tmp_path / "data" / "sub" / "dog.png")
     (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "sub/dgo.png", "text": "x"}')
     assert "did you mean dog.png?" in str(check_dataset(config(tmp_path)).problems[0])
+
+
+def test_pain_9_an_accent_is_found_however_the_disk_spells_it(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9.png", "cafe\u0301.png"
+    for there, said in ((composed, apart), (apart, composed)):
+        root = tmp_path / str(len(there))
+        picture(root / "data" / there)
+        (root / "data" / "metadata.jsonl").write_text(json.dumps({"file_name": said, "text": "x"}))
+        assert len(items(root)) == 1
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])

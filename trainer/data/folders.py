@@ -51,6 +51,13 @@ def read_pictures(folder: Path, config: TrainConfig, others: Collection[Path] = 
     for path, concept in concepts.items():
         found.notes.append(_found(path.name, concept, len(pictures_in(path))))
         found.add(_read(path, f"{path.name}/", concept, config))
+        deeper = [
+            each.name for each in folders_in(path) if each.absolute() not in others and pictures_in(each)
+        ]
+        if deeper:
+            found.warnings.append(
+                f"the pictures in {path.name}/{deeper[0]} are not read; move them into {path.name} itself."
+            )
     if there:
         found.warnings.append(
             f"{counted(len(there), 'picture')} beside the folders {', '.join(p.name for p in concepts)} "

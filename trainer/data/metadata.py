@@ -6,9 +6,11 @@ import csv
 import difflib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from trainer.config import TrainConfig
 from trainer.data.folders import CAPTIONS, CONCEPT
@@ -81,8 +83,9 @@ def _read_row(
 
 
 def _find(folder: Path, metadata: Path, named: str) -> Path | None:
-    """The picture, with a path as Windows writes it, too."""
-    for name in (named, named.replace("\\", "/")):
+    """The picture, with a path as Windows writes it, and with accents as macOS does, too."""
+    plain = named.replace("\\", "/")
+    for name in (named, plain, normalize("NFC", plain), normalize("NFD", plain)):
         for base in (folder, metadata.parent):
             if (base / name).is_file():
                 return base / name
@@ -91,14 +94,15 @@ def _find(folder: Path, metadata: Path, named: str) -> Path | None:
 
 def _compare(folder: Path, metadata: Path, found: Listing) -> None:
     """Say what is in the folder and is not read: captions in other files, pictures without a row."""
-    named = {item.path.absolute() for item in found.items}
+    named = {Path(os.path.abspath(item.path)) for item in found.items}
     found.notes.append(f"{metadata.name}: {counted(len(found.items), 'picture')}")
     other = [name for name in FOUND_BY_NAME if name != metadata.name and (folder / name).is_file()]
     if other and metadata.parent.absolute() == folder.absolute():
         found.warnings.append(
             f"{metadata.name} is read and {other[0]} is not; delete one, or name one in metadata_path."
         )
-    unnamed = [path.name for path in pictures_in(folder) if path.absolute() not in named]
+    folders = sorted({Path(os.path.abspath(folder)), *(path.parent for path in named)})
+    unnamed = [path.name for each in folders for path in pictures_in(each) if path not in named]
     if unnamed and not found.problems:
         found.warnings.append(
             f"{counted(len(unnamed), 'picture')} in the folder without a row in {metadata.name} (the first: "
