@@ -17,7 +17,7 @@ from trainer.config import TrainConfig, config_from
 from trainer.data import DatasetReport, check_dataset
 from trainer.data.digest import dataset_digest
 from trainer.data.order import Order
-from trainer.errors import ConfigError, Stopped, TrainerError, is_out_of_memory
+from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.events import Events, Silent
 from trainer.fast_imports import lean_imports, settle
 from trainer.identity import config_hash, identity
@@ -266,10 +266,11 @@ class LoRATrainer:
             peak=self._flops.peak,
         )
         milestones = Milestones(self, family, optimizer, log, self._validation)
+        milestones.catch_up()
         while self.step < self.steps and not self.waited_enough:
             if self._agreed_to_stop():
                 log.flush()
-                self._save_and_stop(milestones)
+                milestones.save_and_stop()
             began = time.perf_counter()
             factor = lr_factor(
                 self.step,
@@ -364,6 +365,11 @@ class LoRATrainer:
     # --- stop ---
 
     @property
+    def asked_to_stop(self) -> bool:
+        """Whether this may end at once: several processes have to agree first."""
+        return self._stop and self.processes.world == 1
+
+    @property
     def waited_enough(self) -> bool:
         """Whether `early_stop` validations have brought nothing better."""
         limit = self.config.early_stop
@@ -374,15 +380,6 @@ class LoRATrainer:
         stop, cut = self.processes.agree(int(self._stop), self.journal.batch_size - self.micro_batch)
         self.journal.cut = self.journal.batch_size - cut if cut else self.journal.cut
         return bool(stop)
-
-    def _save_and_stop(self, milestones: Milestones) -> None:
-        if milestones.saved != self.step and self.step > 0:
-            milestones.save()
-        self.processes.finish()
-        raise Stopped(
-            f"Stopped as asked after step {self.step} of {self.steps}; the state is saved.",
-            "The same command goes on from there.",
-        )
 
     # --- words ---
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer import checkpoint as checkpoints
 from trainer import samples
+from trainer.errors import Stopped
 from trainer.models.base import Family
 from trainer.optim.state import Optimizer
 from trainer.remote import Copies
@@ -32,18 +33,39 @@ class Milestones:
         self._copies = Copies(run.config.checkpoint_url, run.warn)
         self.saved = run.step if run.resumed_from else -1
 
+    def catch_up(self) -> None:
+        """What a run that was told to stop put off, before its next step."""
+        run, config = self._run, self._run.config
+        if run.resumed_from is None:
+            return
+        over = run.step >= run.steps or run.waited_enough
+        if self._validates and run.journal.validated != run.step:
+            self.after_step()
+        elif over and config.sample_prompts and not samples.folder_of(config.output_dir, run.step).is_dir():
+            self._sample()
+
+    @property
+    def _validates(self) -> bool:
+        """Whether there is a validation at this step."""
+        run, config = self._run, self._run.config
+        due = run.step == run.steps or run.step % (config.validation_steps or config.save_steps) == 0
+        return self._validation is not None and due
+
     def after_step(self) -> None:
-        """Validate, save and sample as the config wants it after `run.step` steps. The last step has all."""
+        """Validate, save and sample as the config wants it after `run.step` steps. The last step has all.
+        Raises Stopped where that was asked for; what is not done then is for `catch_up`."""
         run, config, best = self._run, self._run.config, False
         every = config.save_steps
         last = run.step == run.steps
-        if self._validation is not None and (last or run.step % (config.validation_steps or every) == 0):
-            best = self._validate(self._validation)
+        if self._validates:
+            best = self._validate()
             last = last or run.waited_enough
             if best and config.keep_best:
                 self._optimizer.remember()
         if last or run.step % every == 0 or (best and config.keep_best):
             self.save()
+        if run.asked_to_stop:
+            self.save_and_stop()
         if config.sample_prompts and (last or run.step % (config.sample_every or every) == 0):
             self._sample()
 
@@ -67,11 +89,26 @@ class Milestones:
         run.events.write("checkpoint", step=run.step, path=str(path.relative_to(out)))
         self._copies.send(path, checkpoints.kept(out))
 
-    def _validate(self, validation: Validation) -> bool:
+    def save_and_stop(self) -> NoReturn:
+        """Raises Stopped, with the state of this step saved."""
+        run = self._run
+        self._log.flush()
+        if self.saved != run.step and run.step > 0:
+            self.save()
+        run.processes.finish()
+        raise Stopped(
+            f"Stopped as asked after step {run.step} of {run.steps}; the state is saved.",
+            "The same command goes on from there.",
+        )
+
+    def _validate(self) -> bool:
         """Whether this is the best validation loss so far."""
+        assert self._validation is not None
         self._log.flush()
         run, journal = self._run, self._run.journal
-        loss = validation.loss(run.micro_batch)
+        loss = self._validation.loss(run.micro_batch, lambda: run.asked_to_stop)
+        if loss is None:
+            self.save_and_stop()
         best = journal.judge(run.step, loss)
         run.events.write(
             "validation", step=run.step, loss=loss, best_step=journal.best_step, best_loss=journal.best_loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -30,13 +30,16 @@ class Validation:
         self._draws = 1 if family.unit == "tokens" else DRAWS
         self._first = first
 
-    def loss(self, size: int) -> float:
-        """The mean over all units of all draws, in batches of at most `size` samples."""
+    def loss(self, size: int, given_up: Callable[[], bool] = lambda: False) -> float | None:
+        """The mean over all units of all draws, in batches of at most `size` samples; None when it is
+        `given_up` on the way."""
         total = torch.zeros((), dtype=torch.float64)
         units, number = 0.0, 0
         for draw in range(self._draws):
             for samples in self._members:
                 for place in range(0, len(samples), size):
+                    if given_up():
+                        return None
                     batch = samples[place : place + size]
                     units += self._family.units(batch)
                     if number % self._processes.world == self._processes.rank:

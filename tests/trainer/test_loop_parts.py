@@ -337,6 +337,49 @@ def test_a_killed_run_with_validation_publishes_the_same(
         assert result == published, at
 
 
+@pytest.mark.parametrize("at", [2, 4, 6])
+def test_asked_to_stop_within_a_validation_it_does_that_later(
+    toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Read, at: int
+) -> None:
+    """A long validation must not outlast the grace that a machine gives; the last step's (6) included."""
+    monkeypatch.setattr(Toy, "rises", 0.05)
+    options: dict[str, Any] = {
+        "validation_split": 0.3,
+        "validation_steps": 2,
+        "save_steps": 5,
+        "sample_prompts": ["one"],
+    }
+    whole = toy(output_dir=tmp_path / "whole" / "x", **options)
+    wanted = run(whole).result
+    part = toy(output_dir=tmp_path / "part" / "x", **options)
+    first = LoRATrainer(part)
+    first.prepare_data()
+    first.build_model()
+    loss = family(first).loss
+
+    def ask(*args: Any, training: bool = True) -> torch.Tensor:
+        if first.step == at and not training:
+            first.request_stop()
+        return loss(*args, training=training)
+
+    monkeypatch.setattr(first.family, "loss", ask)
+    with pytest.raises(Stopped):
+        first.train()
+    told = events(part["output_dir"])
+    assert at not in [e["step"] for e in of(told, "validation")]
+    assert of(told, "checkpoint")[-1]["step"] == at
+    second = LoRATrainer(part)
+    second.prepare_data()
+    second.build_model()
+    family(second).calls = second.step
+    result = second.train()
+    told, plain = (
+        [(e["step"], e["loss"]) for e in of(events(c["output_dir"]), "validation")] for c in (part, whole)
+    )
+    assert told == plain
+    assert result["files"] == wanted["files"]
+
+
 def test_validation_keys_without_samples_are_refused(toy: Make) -> None:
     with pytest.raises(ConfigError, match="`early_stop` is set, but there are no held-out samples"):
         run(toy(early_stop=2))
