@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,8 +76,22 @@ def _of_rollout(session: Session, rollout: str | None) -> None:
         *result_lines(results),
         "",
         *(str(result["summary"]) for result in results if result.get("summary")),
+        *_asked_lines(answer.get("asked") or []),
     ]
     session.emit(answer, lines)
+
+
+def _asked_lines(asked: list[Any]) -> list[str]:
+    """What the providers outside of the store were asked, and what they said."""
+    lines: list[str] = []
+    for each in asked:
+        lines += [
+            "",
+            f"{each.get('cloud')}: {each.get('gate')} asked {each.get('provider')}:",
+            f"  {each.get('query')}",
+            f"  -> {each.get('answer')}",
+        ]
+    return lines
 
 
 def _number(text: str) -> str | float:

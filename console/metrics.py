@@ -1,7 +1,8 @@
 """`/metrics`: Prometheus text, computed at each scrape from what the store holds.
 
 The counters count documents of the store, so they go on where they were after a restart, and any replica
-shows the same. A sample that failed after its horizon has two documents: one good, one bad.
+shows the same: aggregate over replicas with max, never with sum. Every series has the label `app`. A sample
+that failed after its horizon has two documents: one good, one bad.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
 
+from console.metrics_gates import gate_counters
+from console.metrics_training import training
 from console.reader import Reader, ReaderDep
-from console.request_index import FINAL_STATES, RequestFacts
+from console.request_index import FINAL_STATES, OPEN_STATES, RequestFacts
 from console.tally import Tally
 from lora_ops import __version__
 from lora_ops.lease import needs_lease
@@ -49,7 +52,13 @@ class Snapshot(Collector):
             *_samples(tally),
             *_clouds(reader, state),
             *_rollouts(reader, state),
+            *gate_counters(reader, state),
+            *training(reader, requests),
         ]
+        for family in self._families:
+            family.samples = [
+                each._replace(labels={"app": reader.platform.app, **each.labels}) for each in family.samples
+            ]
 
     def collect(self) -> Iterable[Metric]:
         return self._families
@@ -82,11 +91,14 @@ def _requests(requests: list[RequestFacts]) -> Iterator[Metric]:
     for name in FINAL_STATES:
         ended.add_metric([name], states[name])
     yield ended
-    yield GaugeMetricFamily(
+    waiting = GaugeMetricFamily(
         "lora_ops_requests_open",
-        "Requests of users that have no result yet.",
-        value=sum(facts.own and not facts.final for facts in requests),
+        "Requests of users that have no result yet: submitted (no attempt yet), waiting for a slot, running.",
+        labels=["state"],
     )
+    for name in OPEN_STATES:
+        waiting.add_metric([name], states[name])
+    yield waiting
 
 
 def _samples(tally: Tally) -> Iterator[Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(slots=True)
 class Facts:
-    """Filled from the trainer's events. Losses and step times are those of the first `horizon` steps."""
+    """Filled from the trainer's events. Losses and step times are those of the first `horizon` steps;
+    `recent` are those of the newest."""
 
     step: int = 0
     steps: int = 0
     loss: float | None = None
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=10))
+    samples_per_s: float | None = None
     memory_bytes: int | None = None
     start_latency_s: float | None = None
     phase: str = "starting"
@@ -43,6 +47,8 @@ class Facts:
         self.phase = "train"
         self.step, self.steps = int(event["step"]), int(event["steps"])
         self.loss, self.memory_bytes = event.get("loss"), event.get("memory_bytes")
+        self.samples_per_s = event.get("samples_per_s")
+        self.recent.append(float(event.get("step_s", 0.0)))
         if len(self.step_seconds) < max(1, horizon):
             self.step_seconds.append(float(event.get("step_s", 0.0)))
             if self.loss is not None:
@@ -62,13 +68,13 @@ class Facts:
 
     def for_heartbeat(self) -> dict[str, Any]:
         """Where it stands, for people."""
-        recent = self.step_seconds[-10:]
         return {
             "phase": self.phase,
             "step": self.step,
             "steps": self.steps,
             "loss": self.loss,
-            "step_s": sum(recent) / len(recent) if recent else None,
+            "step_s": sum(self.recent) / len(self.recent) if self.recent else None,
+            "samples_per_s": self.samples_per_s,
             "memory_bytes": self.memory_bytes,
         }
 

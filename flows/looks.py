@@ -13,11 +13,13 @@ from prefect.logging import get_run_logger
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import ObjectExists
 from lora_ops.gates.counts import fresh_samples
+from lora_ops.gates.promql import Scope
 from lora_ops.gates.statistics import Verdict
 from lora_ops.gates.verdict import GateResult, Look, judge
 from lora_ops.lease import due
 from lora_ops.state import Phase, Rollout
 from lora_ops.steps import Sight
+from tasks.metrics.counting import count_all
 from tasks.platform import Platform, SeenLook
 
 
@@ -115,17 +117,35 @@ def judge_now(platform: Platform, rollout: Rollout) -> Look | None:
         return None
     starts, samples = platform.attempts(rollout.id)
     policy = rollout.policy
+    release = rollout.release
     clouds = [name for name, cloud in rollout.clouds.items() if cloud.wave <= rollout.wave]
+    scopes: list[Scope] = []
+    if any(gate.external for gate in policy.gates):
+        scopes = [_scope(platform, rollout, release, cloud) for cloud in clouds]
     return judge(
         policy.gates,
         clouds,
         starts,
         samples,
-        rollout.release,
+        release,
         alpha=policy.alpha,
         beta=policy.beta,
         harmful=policy.harmful,
         tests=len(policy.gates) * len(rollout.clouds),
+        external_counts=count_all(policy.gates, scopes, policy.providers),
+    )
+
+
+def _scope(platform: Platform, rollout: Rollout, release: str, cloud: str) -> Scope:
+    """The counts of a rollout begin with it: before its canary, nothing of its release ran."""
+    return Scope(
+        app=platform.app,
+        rollout=rollout.id,
+        cloud=cloud,
+        release=release,
+        stable=rollout.clouds[cloud].before,
+        since=platform.time_of(rollout.started_seq),
+        now=platform.clock.now().latest,
     )
 
 
@@ -139,7 +159,18 @@ def _decided(rollout: Rollout, look: Look, fresh: Mapping[str, int]) -> frozense
 def _markdown(look: Look) -> str:
     rows = [_row(result) for result in look.results]
     head = "| cloud | gate | bad / samples | evidence | needed | verdict |\n|---|---|---|---|---|---|"
-    return "\n".join([f"**{look.verdict.value}**: {look.summary}", "", head, *rows])
+    lines = [f"**{look.verdict.value}**: {look.summary}", "", head, *rows]
+    if look.asked:
+        lines += ["", "| cloud | gate | asked | answer |", "|---|---|---|---|"]
+        lines += [
+            f"| {each.cloud} | {each.gate} | `{_cell(each.query)}` | {_cell(each.answer)} |"
+            for each in look.asked
+        ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _row(result: GateResult) -> str:

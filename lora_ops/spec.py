@@ -14,12 +14,15 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from lora_ops import yaml_lines
 from lora_ops.errors import UsageError, nearest
 from lora_ops.gates.counts import Metric
-from lora_ops.gates.verdict import GateSpec
+from lora_ops.gates.promql import placeholders
+from lora_ops.gates.verdict import STORE, GateSpec
+from lora_ops.provider_spec import PROMETHEUS, ProviderSpec, resolve
 from lora_ops.reconcile import Limits
 from lora_ops.state import Plan, Policy, Probes, check_plan
 from lora_ops.units import fraction, seconds
@@ -62,7 +65,7 @@ Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
 Name = Annotated[str, AfterValidator(_name)]
 
 #: Metrics whose limit is a share or a duration; the others compare canary with stable.
-SHARES = ("error_rate",)
+SHARES = ("error_rate", "promql")
 DURATIONS = ("step_latency", "start_latency")
 
 
@@ -92,11 +95,23 @@ class CloudSpec(Section):
 
 
 class GateEntry(Section):
-    """`metric` and `limit` in the metric's own unit: 5%, 2s, or a ratio such as 1.2."""
+    """`metric` and `limit` in the metric's own unit: 5%, 2s, or a ratio such as 1.2. `provider`: `store`, or
+    a name of the spec's `providers` (`prometheus`: the only one there is)."""
 
     metric: Literal[
-        "error_rate", "step_latency", "start_latency", "step_time_ratio", "loss_ratio", "memory_ratio"
+        "error_rate",
+        "step_latency",
+        "start_latency",
+        "step_time_ratio",
+        "loss_ratio",
+        "memory_ratio",
+        "promql",
     ]
+    name: Name | None = None
+    provider: str = STORE
+    query_bad: str = ""
+    query_total: str = ""
+    query_finished: str = ""
     limit: Float
     harmful: Share | None = None
 
@@ -116,13 +131,41 @@ class GateEntry(Section):
         limit = value if info.field_name == "limit" else info.data.get("limit")
         if "metric" in info.data and limit is not None:
             try:
-                GateSpec(metric=Metric(info.data["metric"]), limit=limit, harmful=harmful)
+                metric = Metric(info.data["metric"])
+                own: dict[str, Any] = {}
+                if metric is Metric.PROMQL:  # its queries are looked at when all keys are there
+                    own = {"provider": PROMETHEUS, "query_bad": "1", "query_total": "1"}
+                GateSpec(metric=metric, limit=limit, harmful=harmful, **own)
             except ValidationError as error:
                 raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
         return value
 
-    def spec(self) -> GateSpec:
-        return GateSpec(metric=Metric(self.metric), limit=self.limit, harmful=self.harmful)
+    @model_validator(mode="after")
+    def _whole(self) -> GateEntry:
+        """What only all keys together tell: the provider and the queries."""
+        try:
+            gate = self.spec()
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        if gate.metric is Metric.PROMQL and self.name is None:
+            raise ValueError("a promql gate needs a `name`")
+        for key, query in gate.queries.items():
+            if not placeholders(query) & {"release", "track"}:
+                raise yaml_lines.Wrong("it names no {{release}}, so it would judge stable, too", key)
+        return self
+
+    def spec(self, provider: str | None = None) -> GateSpec:
+        """The gate; `provider` as the spec resolves its name."""
+        return GateSpec(
+            metric=Metric(self.metric),
+            limit=self.limit,
+            harmful=self.harmful,
+            provider=provider or self.provider,
+            name=self.name or "",
+            query_bad=self.query_bad,
+            query_total=self.query_total,
+            query_finished=self.query_finished,
+        )
 
 
 class ProbeSpec(Section):
@@ -172,9 +215,13 @@ class RolloutSpec(Section):
             raise ValueError("at least one gate is needed, or nothing could ever pass")
         seen: set[str] = set()
         for number, gate in enumerate(gates):
-            if gate.metric in seen:
-                raise yaml_lines.Wrong(f"there are two gates of {gate.metric}", number)
-            seen.add(gate.metric)
+            title = gate.name or gate.metric
+            if title in seen:
+                told = (
+                    f"there are two gates of {title}" if gate.name is None else f"two gates are named {title}"
+                )
+                raise yaml_lines.Wrong(told, number)
+            seen.add(title)
         return gates
 
     @field_validator("lease")
@@ -213,6 +260,7 @@ class PlatformSpec(Section):
     prefect: PrefectSpec = PrefectSpec()
     serve: ServeSpec = ServeSpec()
     clouds: dict[Name, CloudSpec]
+    providers: dict[Name, ProviderSpec] = Field(default_factory=dict)
     rollout: RolloutSpec = RolloutSpec()
     requests: RequestSpec = RequestSpec()
 
@@ -243,6 +291,25 @@ class PlatformSpec(Section):
             raise yaml_lines.Wrong(message, "waves")
         return rollout
 
+    @field_validator("providers")
+    @classmethod
+    def _not_store(cls, providers: dict[str, ProviderSpec]) -> dict[str, ProviderSpec]:
+        if STORE in providers:
+            raise yaml_lines.Wrong("that provider is built in; give it another name", STORE)
+        return providers
+
+    @field_validator("rollout")
+    @classmethod
+    def _providers_known(cls, rollout: RolloutSpec, info: ValidationInfo) -> RolloutSpec:
+        providers = info.data.get("providers")
+        for number, gate in enumerate(rollout.gates):
+            if providers is not None:
+                try:
+                    resolve(gate.provider, providers)
+                except ValueError as error:
+                    raise yaml_lines.Wrong(str(error), "gates", number, "provider") from None
+        return rollout
+
     def policy(self, steps: tuple[int, ...] | None = None) -> Policy:
         """The rollout section as numbers, frozen into a rollout when it starts.
 
@@ -258,7 +325,7 @@ class PlatformSpec(Section):
         return Policy(
             waves=waves,
             plans=plans,
-            gates=tuple(entry.spec() for entry in r.gates),
+            gates=tuple(entry.spec(resolve(entry.provider, self.providers)) for entry in r.gates),
             alpha=round(1 - r.confidence, 12),
             beta=round(1 - r.pass_confidence, 12),
             harmful=r.harmful,
@@ -276,6 +343,7 @@ class PlatformSpec(Section):
             abandon_after_s=r.abandon_after,
             max_restarts=r.max_restarts,
             probes=Probes(**r.probes.model_dump()) if r.probes else None,
+            providers={name: provider.record() for name, provider in self.providers.items()},
         )
 
 

@@ -95,6 +95,19 @@ class Probes(Model):
     max_per_cloud: int = 200
 
 
+class Provider(Model):
+    """A Prometheus that gates ask. The environment of serve and of the control worker holds the secrets:
+    `bearer_token_env` and the values of `headers_env` name its variables. `labels` narrow what the ready-made
+    queries match."""
+
+    kind: str = "prometheus"
+    url: str
+    timeout_s: float = 5.0
+    bearer_token_env: str | None = None
+    headers_env: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
 class Policy(Model):
     """The rollout section of lora-ops.yaml as numbers, frozen into the rollout when it starts."""
 
@@ -118,6 +131,7 @@ class Policy(Model):
     abandon_after_s: float = 3600.0
     max_restarts: int = 5
     probes: Probes | None = None
+    providers: dict[str, Provider] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sense(self) -> Self:

@@ -62,6 +62,7 @@ def _all(spec: Any) -> Iterator[Check]:
     yield Check("disk", free > FREE_GB, f"{free:.0f} GB free", f"Free some: training wants {FREE_GB} GB.")
     yield from _store(local)
     yield from _services(local)
+    yield from _providers(local)
 
 
 def _package(name: str) -> Check:
@@ -97,6 +98,34 @@ def _store(local: Local) -> Iterator[Check]:
         clock.close()
     except LoraOpsError as error:
         yield Check("journal", False, error.message, error.hint)
+
+
+def _providers(local: Local) -> Iterator[Check]:
+    """Each declared Prometheus answers, and holds our series."""
+    from lora_ops.gates import answers
+    from lora_ops.gates.promql import selector
+    from tasks.metrics.prometheus import NoAnswer, Prometheus, QueryRefused
+
+    for name, declared in local.spec.providers.items():
+        provider = declared.record()
+        series = selector("lora_ops_build_info", {**provider.labels, "app": local.spec.app})
+        client = Prometheus(provider)
+        try:
+            seen = answers.one_number(client.query(f"count({series})"))
+            yield Check(
+                f"provider {name}",
+                bool(seen),
+                f"{provider.url}: {f'scrapes {seen:g} serve' if seen else f'has no series {series}'}",
+                f"Let it scrape {local.serve_url}/metrics (deployments/prometheus/prometheus.yml).",
+            )
+        except NoAnswer as silence:
+            remedy = f"Mend `providers.{name}`; gates that ask it are inconclusive, and leases run out."
+            yield Check(f"provider {name}", False, str(silence), remedy)
+        except (QueryRefused, ValueError) as error:
+            remedy = f"Look at `providers.{name}.url`: it is the address without /api/v1."
+            yield Check(f"provider {name}", False, f"{provider.url}: {error}", remedy)
+        finally:
+            client.close()
 
 
 def _services(local: Local) -> Iterator[Check]:

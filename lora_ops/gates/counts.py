@@ -46,6 +46,7 @@ class Attempt:
 
     key: AttemptKey
     cloud: str
+    track: str
     digest: str
     probe: str | None
     outcome: Outcome
@@ -120,6 +121,7 @@ def _attempt(key: AttemptKey, start: Start | None, base: Sample | None, late: Sa
     return Attempt(
         key=key,
         cloud=named.cloud,
+        track=named.track,
         digest=named.digest,
         probe=next((fact.probe for fact in known if fact.probe is not None), None),
         outcome=outcome,

@@ -2,9 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from lora_ops.gates.counts import (
     LATENCIES,
@@ -17,6 +24,8 @@ from lora_ops.gates.counts import (
     attempts_of,
     count,
 )
+from lora_ops.gates.external import Asked, ExternalCounts
+from lora_ops.gates.promql import check_query
 from lora_ops.gates.samples import SCHEMA_VERSION, Sample, Start
 from lora_ops.gates.sentences import bad_of, why
 from lora_ops.gates.statistics import (
@@ -36,7 +45,8 @@ from lora_ops.gates.statistics import (
     threshold_pass,
 )
 
-Provider = Literal["store", "prometheus"]
+STORE = "store"
+"""The provider that is built in: our own samples."""
 
 
 class GateSpec(BaseModel):
@@ -44,7 +54,8 @@ class GateSpec(BaseModel):
 
     limit: a share between 0 and 1 (error_rate, promql: the share of bad samples), seconds (latencies) or
     canary/stable (ratios). harmful: the share of bad samples that must not pass; None takes the rollout's.
-    query_bad and query_total: PromQL that yields the two counts, as differences of raw counters.
+    provider: `store`, or a provider's name. query_bad, query_total and, where attempts still run,
+    query_finished: PromQL that yields the counts, as differences of raw counters (`gates/promql.py`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,15 +63,31 @@ class GateSpec(BaseModel):
     metric: Metric
     limit: float
     harmful: float | None = None
-    provider: Provider = "store"
+    provider: str = STORE
     name: str = ""
     query_bad: str = ""
     query_total: str = ""
+    query_finished: str = ""
 
     @property
     def title(self) -> str:
         """Its name, by default the metric; unique among a rollout's gates."""
         return self.name or self.metric.value
+
+    @property
+    def external(self) -> bool:
+        """Whether its counts come from a provider outside of the store."""
+        return self.provider != STORE
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """The user's own, by the key that they stand at, in the order in which they are asked."""
+        found = {
+            "query_bad": self.query_bad,
+            "query_finished": self.query_finished,
+            "query_total": self.query_total,
+        }
+        return {key: query for key, query in found.items() if query}
 
     @property
     def p0(self) -> float:
@@ -82,26 +109,28 @@ class GateSpec(BaseModel):
         if self.harmful is not None:
             check_limits(self.p0, self.harmful)
         if self.metric is Metric.PROMQL:
-            if self.provider != "prometheus":
+            if not self.external:
                 raise ValueError(f"gate {self.title}: metric promql needs `provider: prometheus`")
             if not (self.query_bad and self.query_total):
                 raise ValueError(f"gate {self.title}: metric promql needs query_bad and query_total")
+        elif self.queries:
+            raise ValueError(f"gate {self.title}: {next(iter(self.queries))} belongs to metric promql")
+        if self.external and self.metric in RATIOS:
+            raise ValueError(f"gate {self.title} compares probe pairs, which only the provider `store` knows")
+        for key, query in self.queries.items():
+            try:
+                check_query(query)
+            except ValueError as error:
+                raise ValueError(f"gate {self.title}: {key}: {error}") from None
         return self
 
-
-class ExternalCounts(BaseModel):
-    """What a provider answered for one gate on one cloud: k bad of n that started; None for no series.
-
-    n_pass: those that finished, needed where attempts still run (default: n). stable_k, stable_n: stable's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    k: float | None
-    n: float | None
-    n_pass: float | None = None
-    stable_k: float | None = None
-    stable_n: float | None = None
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without query_finished where there is none: releases from before it refuse keys unknown to them."""
+        document: dict[str, Any] = handler(self)
+        if not self.query_finished:
+            document.pop("query_finished", None)
+        return document
 
 
 class GateResult(BaseModel):
@@ -152,6 +181,7 @@ class Look(BaseModel):
     tests: int
     results: list[GateResult]
     summary: str
+    asked: list[Asked] = Field(default_factory=list)
 
 
 def judge(
@@ -172,9 +202,9 @@ def judge(
 
     starts, samples: the rollout's, of all tracks; the release's are told by its digest. tests: m of the fail
     threshold m/alpha, by default gates x clouds; give the whole rollout's when there are several waves.
-    external_counts: by (gate title, cloud), for the gates of provider prometheus. provider_ok: False for a
-    provider that did not answer. Raises ValueError for no gates, no clouds, two gates of one title, or fewer
-    tests than there are.
+    external_counts: by (gate title, cloud), for the gates of other providers than `store`. provider_ok:
+    False for a provider that did not answer. Raises ValueError for no gates, no clouds, two gates of one
+    title, or fewer tests than there are.
     """
     check_share("harmful", harmful)
     for what, names in (("gate", [gate.title for gate in gates]), ("cloud", list(clouds))):
@@ -194,10 +224,14 @@ def judge(
     away: set[str] = set()
     for cloud in clouds:
         for gate in gates:
-            missing = gate.provider == "prometheus" and (gate.title, cloud) not in bench.external
+            given = bench.external.get((gate.title, cloud)) if gate.external else None
+            missing = gate.external and (given is None or not given.answered)
             if gate.provider in dark or missing:
                 away.add(gate.provider)
-                results.append(bench.result(gate, cloud, Counts(), None, f"{gate.provider} did not answer"))
+                note = f"{gate.provider} did not answer"
+                if given is not None and given.problem:
+                    note = f"{note}: {given.problem}"
+                results.append(bench.result(gate, cloud, Counts(), None, note))
             else:
                 results.append(bench.result(gate, cloud, *bench.counts(gate, cloud)))
     verdict = _overall([result.verdict for result in results])
@@ -212,6 +246,7 @@ def judge(
         tests=m,
         results=results,
         summary="; ".join(result.summary for result in results if result.verdict is verdict),
+        asked=[each for given in bench.external.values() for each in given.asked],
     )
 
 
@@ -239,10 +274,12 @@ class _Bench:
 
     def counts(self, gate: GateSpec, cloud: str) -> tuple[Counts, Counts | None, str]:
         """The release's counts, stable's, and what is wrong with them ("" when nothing is)."""
-        if gate.provider == "store":
+        if not gate.external:
             ours, stable = count(gate.metric, gate.limit, self.attempts, self.release, cloud)
             return ours, stable, ""
         given = self.external[gate.title, cloud]
+        if given.problem:
+            return Counts(), None, given.problem
         try:
             if given.k is None or given.n is None:
                 return Counts(), None, "the query found no series"
@@ -308,7 +345,10 @@ def _external(k: float, n: float, n_pass: float) -> Counts:
         if not math.isfinite(value):
             raise ValueError(f"the query answered {value}")
         if abs(value - round(value)) > 1e-6:
-            raise ValueError(f"the query answered {value:g}, not a count: subtract raw counters, no rate()")
+            raise ValueError(
+                f"the query answered {value:g}, not a count: subtract raw counters, or end it with"
+                " [{{window}}]; rate() and increase() extrapolate"
+            )
     k, n, n_pass = round(k), round(n), round(n_pass)
     if not 0 <= k <= n_pass <= n:
         raise ValueError(f"the query answered {k} bad of {n_pass} finished of {n} started, which cannot be")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from console import tally
+from lora_ops import keys
 from lora_ops.errors import StoreUnavailable
+from lora_ops.gates import promql
 
 OLD = f"sha256:{'a' * 64}"
 NEW = f"sha256:{'b' * 64}"
+GATES = "lora_ops_gate_attempts_total"
 CANARY = {"cloud": "east", "track": "canary", "release": NEW}
 
 
@@ -24,18 +28,19 @@ def _scrape(world: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     found = {}
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
+            assert sample.labels["app"] == "loras"
             found[sample.name, frozenset(sample.labels.items())] = sample.value
     return found
 
 
 def _of(found: Any, name: str, **labels: str) -> float | None:
-    return found.get((name, frozenset(labels.items())))
+    return found.get((name, frozenset({"app": "loras", **labels}.items())))
 
 
 def test_what_an_empty_platform_shows(world: Any) -> None:
     found = _scrape(world)
     assert _of(found, "lora_ops_build_info", version="0.1.0") == 1
-    assert _of(found, "lora_ops_requests_open") == 0
+    assert _of(found, "lora_ops_requests_open", state="submitted") == 0
     assert _of(found, "lora_ops_requests_total", state="succeeded") == 0
     assert _of(found, "lora_ops_cloud_up", cloud="east") == 1
     assert _of(found, "lora_ops_cloud_up", cloud="west") == 0
@@ -61,7 +66,8 @@ def test_counts_come_from_the_store(world: Any) -> None:
     assert _of(found, samples, **CANARY, result="bad", cause="trainer_error") == 2
     assert _of(found, samples, **CANARY, result="uncounted", cause="evicted") == 1
     assert _of(found, "lora_ops_requests_total", state="succeeded") == 1
-    assert _of(found, "lora_ops_requests_open") == 5
+    assert _of(found, "lora_ops_requests_open", state="waiting") == 4
+    assert _of(found, "lora_ops_requests_open", state="running") == 1
     assert _of(found, "lora_ops_step_seconds_bucket", **CANARY, le="0.5") == 1
     assert _of(found, "lora_ops_step_seconds_bucket", **CANARY, le="2.0") == 3
     assert _of(found, "lora_ops_step_seconds_count", **CANARY) == 3
@@ -77,6 +83,67 @@ def test_counts_come_from_the_store(world: Any) -> None:
     lease = _of(found, "lora_ops_lease_seconds")
     assert lease is not None
     assert 0 < lease <= world.context.spec.rollout.lease
+
+
+def test_the_gates_counts_of_the_active_rollout(world: Any) -> None:
+    """From zero on, so that no series means no scrape; a platform fault is taken out by its own counter."""
+    name = world.rollout()
+    lane = {"rollout": name, **CANARY, "gate": "error_rate"}
+    found = _scrape(world)
+    for cloud, track, release in (("east", "canary", NEW), ("west", "canary", NEW), ("west", "stable", OLD)):
+        zero = {**lane, "cloud": cloud, "track": track, "release": release}
+        assert _of(found, GATES, **zero, state="started") == 0
+    world.canary(name)
+    world.canary(name, "trainer_error")
+    world.canary(name, "evicted")
+    world.contact(world.request(rollout=name, track="canary", digest=NEW))
+    found = _scrape(world)
+    states = {state: _of(found, GATES, **lane, state=state) for state in promql.STATES}
+    assert states == {"started": 4, "uncounted": 1, "finished": 2, "bad": 1}
+    world.record(name, "rolled-back")
+    assert not any(series == GATES for series, _ in _scrape(world))
+
+
+def test_what_the_trainers_tell(world: Any) -> None:
+    """By lane: a series for each request would grow for ever."""
+    beats: list[Any] = [
+        {"step": 10, "steps": 100, "loss": 0.5, "step_s": 1.0, "samples_per_s": 4.0, "memory_bytes": 7},
+        {"step": 20, "steps": 100, "loss": 1.5, "step_s": 3.0, "samples_per_s": 8.0, "memory_bytes": 9},
+        {"step": 0, "steps": 50, "loss": None, "step_s": None},
+        "torn",
+        {"step": "x", "loss": float("nan"), "memory_bytes": True},
+    ]
+    for beat in beats:
+        request = world.request()
+        world.contact(request)
+        world.store.put(keys.heartbeat(request, 1), json.dumps(beat).encode())
+    world.contact(world.request())  # no heartbeat yet
+    over = world.request()
+    world.contact(over)
+    world.store.put(keys.heartbeat(over, 1), json.dumps(beats[0]).encode())
+    world.succeed(over)
+    found = _scrape(world)
+    lane = {"cloud": "east", "track": "stable", "release": OLD}
+    told = {
+        name: _of(found, f"lora_ops_training_{name}", **lane)
+        for name in (
+            "attempts", "steps_done", "steps_wanted", "loss", "step_duration_seconds", "samples_per_second",
+            "memory_bytes",
+        )
+    }  # fmt: skip
+    assert told == {
+        "attempts": 4,
+        "steps_done": 30,
+        "steps_wanted": 250,
+        "loss": 1,
+        "step_duration_seconds": 2,
+        "samples_per_second": 12,
+        "memory_bytes": 9,
+    }
+    age = _of(found, "lora_ops_training_heartbeat_age_seconds", **lane)
+    assert age is not None
+    assert age >= 0
+    assert not any("request" in dict(labels) for _, labels in found)
 
 
 def test_the_end_of_a_rollout_shows(world: Any) -> None:
@@ -117,7 +184,8 @@ def test_counters_never_go_back(world: Any, monkeypatch: pytest.MonkeyPatch, set
     for before, after in pairwise(seen):
         for key, value in before.items():
             if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
-                assert after.get(key, -1) >= value, key
+                gone = value if key[0] == GATES else -1  # those end with their rollout
+                assert after.get(key, gone) >= value, key
     last = seen[-1]
     assert last == seen[-2] | {key: last[key] for key in last if key[0] == "lora_ops_lease_seconds"}
     assert _of(last, "lora_ops_samples_total", **CANARY, result="good", cause="") == 2

@@ -11,7 +11,7 @@ from lora_ops.errors import ConfigError, UsageError
 from lora_ops.gates.counts import Metric
 from lora_ops.reconcile import Limits
 from lora_ops.spec import PlatformSpec, RolloutSpec, parse_spec
-from lora_ops.state import Policy
+from lora_ops.state import Policy, Provider
 
 EXAMPLE = """\
 app: lora-training
@@ -23,6 +23,14 @@ serve:
 clouds:
   east: {kind: local, size: 2, share: 1}
   west-2: {size: 1, share: 0.5, steps: [0, 100], env: {OMP_NUM_THREADS: "1"}}
+providers:
+  prometheus-prod:
+    kind: prometheus
+    url: https://prometheus:9090/
+    timeout: 3s
+    bearer_token_env: TOKEN
+    headers_env: {X-Scope-OrgID: TENANT}
+    labels: {cluster: prod}
 rollout:
   steps: [10, 25, 50, 100]
   waves: [[east], [west-2]]
@@ -274,3 +282,81 @@ def test_any_document_is_a_spec_or_a_config_error(document: dict[str, object]) -
         told = []
         assert spec.policy()
     assert not [each for each in told if "\n" in each]
+
+
+# --- providers ---
+
+PROVIDERS = "clouds: {a: {}}\nproviders: {prod: {url: 'http://p:9090'}}\n"
+PROMQL = "{metric: promql, name: oom, limit: 5%, provider: prod, query_bad: 'bad{{release}}', query_total: "
+
+
+def test_a_gate_names_its_provider() -> None:
+    gates = f"[{{metric: error_rate, limit: 5%, provider: prometheus}}, {PROMQL}'all{{{{track}}}}'}}]"
+    policy = parse_spec(f"{PROVIDERS}rollout:\n  gates: {gates}", "f").policy()
+    assert [(gate.title, gate.provider) for gate in policy.gates] == [("error_rate", "prod"), ("oom", "prod")]
+    assert policy.gates[1].queries == {"query_bad": "bad{{release}}", "query_total": "all{{track}}"}
+    assert policy.providers == {"prod": Provider(url="http://p:9090")}
+    assert Policy.model_validate_json(policy.model_dump_json()) == policy
+    assert "query_finished" not in policy.model_dump_json()  # releases from before it would refuse it
+
+
+def test_two_gates_of_one_metric_have_names() -> None:
+    gates = "[{metric: error_rate, limit: 5%}, {metric: error_rate, name: seen, limit: 5%, provider: prod}]"
+    policy = parse_spec(f"{PROVIDERS}rollout:\n  gates: {gates}", "f").policy()
+    assert [gate.title for gate in policy.gates] == ["error_rate", "seen"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (
+            "{metric: error_rate, limit: 5%, provider: prud}",
+            "provider `prud` is unknown. Did you mean `prod`?",
+        ),
+        ("{metric: loss_ratio, limit: 1.2, provider: prod}", "only the provider `store` knows"),
+        ("{metric: error_rate, limit: 5%, query_bad: x}", "query_bad belongs to metric promql"),
+        (
+            "{metric: promql, name: x, limit: 5%, query_bad: a, query_total: b}",
+            "needs `provider: prometheus`",
+        ),
+        ("{metric: promql, name: x, limit: 5%, provider: prod}", "needs query_bad and query_total"),
+        (PROMQL.replace("name: oom, ", "") + "'a{{release}}'}", "a promql gate needs a `name`"),
+        (PROMQL + "'all'}", "it names no {{release}}"),
+        (PROMQL + "'a{{release}}{{clod}}'}", "query_total: unknown placeholder {{clod}}"),
+        (PROMQL.replace("5%", "2s") + "'a{{release}}'}", "`2s` is not a share"),
+    ],
+)
+def test_a_gate_that_no_provider_could_judge(gate: str, said: str) -> None:
+    found = complaints(f"{PROVIDERS}rollout:\n  gates: [{gate}]\n")
+    assert len(found) == 1, found
+    assert found[0].startswith("lora-ops.yaml:4: ")
+    assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("providers", "said"),
+    [
+        ("{store: {url: 'http://p'}}", "that provider is built in"),
+        ("{prod: {url: 'p:9090'}}", "begins with http:// or https://"),
+        ("{prod: {url: 'http://me:secret@p'}}", "no user and password in a url"),
+        ("{prod: {url: 'http://p/?x=1'}}", "the server's address alone"),
+        ("{prod: {url: 'http://p', timeout: 2m}}", "less than or equal to 60"),
+        ("{prod: {url: 'http://p', labels: {a-b: x}}}", "not a label's name"),
+        ("{prod: {url: 'http://p', token: x}}", "unknown key `providers.prod.token`"),
+        ("{prod: {kind: graphite, url: 'http://p'}}", "prometheus"),
+    ],
+)
+def test_a_provider_that_could_not_be_asked(providers: str, said: str) -> None:
+    found = complaints(f"clouds: {{a: {{}}}}\nproviders: {providers}\n")
+    assert len(found) == 1, found
+    assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("providers", "said"),
+    [("{}", "declare one"), ("{p: {url: 'http://p'}, q: {url: 'http://q'}}", "name one of p, q")],
+)
+def test_prometheus_alone_means_the_only_one(providers: str, said: str) -> None:
+    gates = "[{metric: error_rate, limit: 5%, provider: prometheus}]"
+    found = complaints(f"clouds: {{a: {{}}}}\nproviders: {providers}\nrollout:\n  gates: {gates}\n")
+    assert said in found[0]

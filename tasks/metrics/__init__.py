@@ -1,0 +1,1 @@
+"""Providers of metrics outside of the store."""
