@@ -257,6 +257,20 @@ def test_regularisation_pictures_count_reg_weight(images_config: Make, one: Path
     assert sum(not s.item.regularisation for s in plain.samples) == 4
 
 
+def test_validation_drops_nothing_out_and_leaves_the_networks_training(images_config: Make) -> None:
+    def made(**changes: Any) -> Any:
+        family, _, _ = prepared(images_config(train_text_encoder=True, **changes))
+        for parameter in all_parameters(family.build()).values():
+            parameter.data += 0.05
+        return family
+
+    family = made(lora_dropout=0.5)
+    held = loss(family, 0, training=False)
+    assert held == loss(family, 0, training=False) == loss(made(), 0)
+    assert loss(family, 0) != held
+    assert all(module.training for module in family.modules())
+
+
 def test_the_trigger_word_is_never_put_before_a_regularisation_picture(
     images_config: Make, one: Path, tmp_path: Path
 ) -> None:

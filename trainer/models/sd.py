@@ -26,7 +26,7 @@ from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.sd_convs import as_products
 from trainer.models.sd_export import facts
 from trainer.models.sd_latents import Shown, encode_views, vae_factor
-from trainer.models.sd_layers import drawn_from, moved, quicken
+from trainer.models.sd_layers import drawn_from, moved, quicken, resting
 from trainer.models.sd_parts import Parts, parts_of
 from trainer.models.sd_sample import Sampler, save_image
 from trainer.models.sd_text import ROOM, Embedded, Texts, Tokens
@@ -220,8 +220,8 @@ class StableDiffusion(Family):
         alpha = self.alphas[steps]
         noisy = add_noise(clean, noise, alpha)
         with ExitStack() as stack:
-            if config.lora_dropout and training:
-                stack.enter_context(drawn_from(rngs[0], device))
+            if config.lora_dropout:
+                stack.enter_context(drawn_from(rngs[0], device) if training else resting(self.modules()))
             text = self.text([one.caption for one in drawn])
             seen = [((s.item.width, s.item.height), one.shown.view) for one in drawn for s in [one.sample]]
             predicted = self.predict(noisy, steps, text, self.conditions(seen))

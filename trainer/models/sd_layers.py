@@ -3,7 +3,7 @@ float32 and get float32 gradients; the sum is one fused product for linear layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,19 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def resting(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """No dropout, no checkpointing inside; outside as they were, whatever happens."""
+    before = [(module, module.training) for module in modules]
+    try:
+        for module, _ in before:
+            module.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.train(training)
 
 
 @contextmanager

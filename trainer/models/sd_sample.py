@@ -15,6 +15,7 @@ from trainer.cache import write_atomic
 from trainer.data.variants import View
 from trainer.fast_imports import lean_imports
 from trainer.models.sd_latents import vae_factor
+from trainer.models.sd_layers import resting
 from trainer.models.sd_text import Embedded
 
 if TYPE_CHECKING:
@@ -32,16 +33,8 @@ class Sampler:
     def image(self, prompt: str, seed: int) -> NDArray[np.uint8]:
         """The picture of `prompt`: (side, side, 3). The networks are as they were afterwards, whatever
         happens."""
-        family = self._family
-        modules = [(module, module.training) for module in family.modules()]
-        try:
-            for module, _ in modules:
-                module.eval()
-            with torch.no_grad():
-                return self._decode(self._denoise(prompt, seed))
-        finally:
-            for module, training in modules:
-                module.train(training)
+        with resting(self._family.modules()), torch.no_grad():
+            return self._decode(self._denoise(prompt, seed))
 
     def _denoise(self, prompt: str, seed: int) -> Tensor:
         family, config = self._family, self._family.config
