@@ -61,6 +61,7 @@ def test_the_words_of_a_kohya_folder_are_a_caption_where_the_config_says_so(tmp_
     report = check_dataset(config(tmp_path, caption_fallback="a photo of {concept}"))
     assert report.ok
     assert [item.caption for item in images(report.items)] == ["a photo of sks cat", "a photo of zwx dog"]
+    assert not any("caption" in text for text in report.warnings), report.warnings
     flat = tmp_path / "flat"
     picture(flat / "data" / "a.png")
     (problem,) = check_dataset(config(flat, caption_fallback="a {concept}")).problems

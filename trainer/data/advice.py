@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trainer.config import TrainConfig
 from trainer.data.buckets import Size, bucket_for
+from trainer.data.folders import CONCEPT
 from trainer.data.listing import counted
 from trainer.data.report import ImageItem
 from trainer.data.variants import cover
@@ -137,9 +138,10 @@ def _captions(pictures: Sequence[ImageItem], config: TrainConfig) -> list[str]:
     if len(pictures) < 2:
         return []
     text = ""
-    if all(item.source == "" for item in pictures) and config.caption_fallback is not None:
+    fallback = config.caption_fallback
+    if all(item.source == "" for item in pictures) and fallback is not None and CONCEPT not in fallback:
         text = (
-            f"no picture has a caption of its own: all are `{config.caption_fallback}` (caption_fallback). "
+            f"no picture has a caption of its own: all are `{fallback}` (caption_fallback). "
             "Captions are read from .txt and .caption files beside the pictures, of the same name."
         )
     elif len({item.caption for item in pictures}) == 1:
