@@ -78,7 +78,7 @@ def test_a_template_without_an_end_of_turn_gets_one(tokenizer: Any) -> None:
     "template",
     [
         "{{ raise_exception('no') }}",
-        "{% for m in messages %}{{ messages|length }}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages|reverse %}{{ m['content'] }}{% endfor %}",
     ],
 )
 def test_templates_that_cannot_be_split_are_refused(tokenizer: Any, template: str) -> None:
@@ -88,6 +88,22 @@ def test_templates_that_cannot_be_split_are_refused(tokenizer: Any, template: st
     odd.chat_template = template
     with pytest.raises(TemplateError):
         tokenize(odd, [("user", "q"), ("assistant", "a")])
+
+
+@pytest.mark.parametrize("opening", ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n\n\n"])
+def test_an_answer_without_the_thought_that_the_prompt_opens_is_learnt(tokenizer: Any, opening: str) -> None:
+    """As DeepSeek-R1's and Qwen3-Thinking's templates do."""
+    import copy
+
+    thinking = copy.copy(tokenizer)
+    thinking.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}" + opening + "{% endif %}"
+    )
+    (sample,) = tokenize(
+        thinking, [("user", "q"), ("assistant", "<b> yes"), ("user", "r"), ("assistant", "no")]
+    )
+    assert "".join(learnt(thinking, sample)) == "<b> yes<|im_end|>no<|im_end|>"
 
 
 def test_labels_are_the_next_token_and_padding_is_told_by_length() -> None:

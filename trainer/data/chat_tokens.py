@@ -95,8 +95,11 @@ def _answers(tokenizer: Any, messages: Messages) -> list[_Text]:
             continue
         before = render(tokenizer, messages[:number], prompt=True)
         after = render(tokenizer, messages[: number + 1], prompt=False)
-        if not after.startswith(before):
-            raise TemplateError("the chat template does not put the answer behind its prompt")
+        if not after.startswith(before):  # as where the prompt opens a thought that this answer has not
+            probe = render(tokenizer, [*messages[:number], ("assistant", _WORD)], prompt=False)
+            before = probe.rpartition(_WORD)[0]
+            if not before or not after.startswith(before):
+                raise TemplateError("the chat template does not put the answer behind its prompt")
         turns.append(_Text(after, ((len(before), len(after.rstrip())),), marked))
     if all(whole.startswith(turn.text.rstrip()) for turn in turns):
         return [_Text(whole, tuple(span for turn in turns for span in turn.spans), turns[-1].marked)]
