@@ -48,6 +48,13 @@ def test_pain_5_captions_of_both_suffixes_are_read(tmp_path: Path, suffix: str) 
     assert "captions: 1 of 1 picture" in report.notes
 
 
+def test_pain_5_captions_of_a_camera_or_of_windows_are_read(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "A.PNG")
+    (tmp_path / "data" / "A.TXT").write_text("a hill")
+    (item,) = items(tmp_path)
+    assert item.caption == "a hill"
+
+
 def test_pain_5_a_picture_without_a_caption_stops_the_training_by_name(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "10_my_cat" / "a.png")
     picture(tmp_path / "data" / "10_my_cat" / "b.png", "a cat")

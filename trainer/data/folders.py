@@ -84,6 +84,7 @@ def _read(folder: Path, prefix: str, concept: Concept | None, config: TrainConfi
     for image in pictures_in(folder):
         name = prefix + image.name
         beside = [path for path in map(image.with_suffix, CAPTIONS) if path.is_file()]
+        beside = beside or [path for end in CAPTIONS if (path := image.with_suffix(end.upper())).is_file()]
         if not beside:
             caption, source = _fallback(name, f"write one to {image.stem}.txt", concept, config), ""
         else:
