@@ -43,7 +43,7 @@ class Scope:
 
     @property
     def window_s(self) -> int:
-        """The time of the rollout in whole seconds, at least one."""
+        """The rollout's time in whole seconds, at least one: the same on every clock."""
         return max(1, math.ceil(self.now - self.since))
 
 
@@ -104,8 +104,11 @@ def counts_query(gate: str, scope: Scope) -> str:
 
 
 def resets_query(gate: str, scope: Scope) -> str:
-    """How often one of those counters went back: then what was counted before is lost."""
-    return f"max(resets({_own(gate, scope)}[{scope.window_s}s]))"
+    """How often one of those counters went back: then what was counted before is lost.
+
+    Reaches further back than the rollout, whose label they carry, so that it never misses their first sample.
+    """
+    return f"max(resets({_own(gate, scope)}[{scope.window_s + math.ceil(LOOKBACK_S)}s]))"
 
 
 def _own(gate: str, scope: Scope) -> str:

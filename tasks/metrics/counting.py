@@ -72,6 +72,7 @@ class _Question:
         self.gate = gate
         self.scope = scope
         self.asked: list[Asked] = []
+        self.since: float | None = None
 
     def counts(self) -> ExternalCounts:
         try:
@@ -117,10 +118,21 @@ class _Question:
         )
 
     def _number(self, query: str, *, stable: bool) -> float | None:
+        if promql.is_raw(query):
+            self._since()
         document = self._ask(promql.fill(query, self.scope, stable=stable))
         if promql.is_raw(query):
-            return answers.increase_of(document, self.scope.since)
+            return answers.increase_of(document, self._since())
         return answers.one_number(document)
+
+    def _since(self) -> float:
+        """When the rollout began, on the clock of the server: that one stamps its samples."""
+        if self.since is None:
+            now = answers.one_number(self.server.query("vector(time())"))
+            if now is None:
+                raise ValueError("the server does not tell its time")
+            self.since = now - self.scope.window_s
+        return self.since
 
     def _ask(self, query: str) -> Any:
         answer = ""

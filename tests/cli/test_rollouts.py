@@ -350,6 +350,14 @@ def test_gate_explain_of_a_rollout(cli, serve):
     assert serve.calls[0][1].endswith(f"rollout={ID}")
 
 
+def test_gate_explain_shows_what_a_provider_was_asked(cli, serve):
+    asked = {"gate": "oom", "cloud": "east", "provider": "prod", "query": "max(oom)", "answer": "no series"}
+    body = {"rollout": ID, "results": [RESULT], "verdict": "inconclusive", "summary": "s", "asked": [asked]}
+    serve.on("GET /api/gates/explain", body)
+    out = cli("gate", "explain", ID)[1]
+    assert "east: oom asked prod:\n  max(oom)\n  -> no series" in out
+
+
 @pytest.mark.parametrize(
     ("failures", "samples", "verdict"),
     [(2, 2, "fail"), (3, 5, "fail"), (1, 5, "inconclusive"), (0, 13, "pass")],

@@ -32,7 +32,7 @@ def binary(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         told = f"{name} is not installed: apt-get install prometheus"
-        if os.environ.get("CI"):
+        if os.environ.get("LORA_OPS_CI") or os.environ.get("CI"):
             pytest.fail(told)
         pytest.skip(told)
     return found

@@ -106,7 +106,7 @@ def server() -> Iterator[Server]:
 
 
 def look(server: Server, gate: GateSpec = OURS, clouds: tuple[str, ...] = ("east",), **provider: Any) -> Look:
-    scopes = [Scope("loras", "roll-1", cloud, NEW, OLD, since=100.0, now=160.0) for cloud in clouds]
+    scopes = [Scope("loras", "roll-1", cloud, NEW, OLD, since=7100.0, now=7160.0) for cloud in clouds]
     providers = {"prod": Provider(url=server.url, **{"timeout_s": 5.0, **provider})}
     counts = count_all([gate], scopes, providers)
     return judge([gate], clouds, [], [], NEW, external_counts=counts)
@@ -150,18 +150,21 @@ def test_a_written_gate_asks_for_the_release_and_for_stable(server: Server) -> N
 
 
 def test_raw_counters_are_counted_here(server: Server) -> None:
+    """On the server's own clock, here two hours behind the store's."""
+
     def points(*values: tuple[float, int]) -> Reply:
         result = [{"metric": {}, "values": [[at, str(value)] for at, value in values]}]
         data = {"resultType": "matrix", "result": result}
         return 200, json.dumps({"status": "success", "data": data}).encode()
 
     server.replies = {
+        "time()": number("160"),
         "bad": points((90.0, 7), (110.0, 9), (120.0, 2)),  # 7 before the rollout, then a restart
         "all": points((110.0, 5)),
     }
     raw = look(server, RAW.model_copy(update={"query_bad": RAW.query_bad.replace("bad", "bad_x")}))
     assert (raw.results[0].k_fail, raw.results[0].n_fail) == (4, 5)
-    assert server.queries[0].endswith("[360s]")
+    assert server.queries[:2] == ["vector(time())", f'bad_x{{r="{NEW}"}}[360s]']
 
 
 def drip(handler: Any) -> None:
@@ -211,7 +214,8 @@ REFUSED = json.dumps({"status": "error", "errorType": "bad_data", "error": "pars
 def test_what_is_no_count_is_inconclusive(
     server: Server, gate: GateSpec, reply: Any, said: str, answered: bool
 ) -> None:
-    server.replies = {"": reply}
+    server.replies = {"time()": number("160")} if gate is RAW else {}
+    server.replies[""] = reply
     seen = look(server, gate, timeout_s=0.3 if reply is drip else 5.0)
     assert seen.verdict is Verdict.INCONCLUSIVE
     assert re.search(said, seen.summary), seen.summary

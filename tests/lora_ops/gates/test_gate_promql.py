@@ -72,7 +72,7 @@ def test_ready_made_queries_keep_to_their_scope() -> None:
     labels = 'app="loras",cloud="east",cluster="prod",gate="error_rate",rollout="roll-1"'
     inside = f"lora_ops_gate_attempts_total{{{labels}}}"
     assert promql.counts_query("error_rate", SCOPE) == f"max by (track, release, state) ({inside})"
-    assert promql.resets_query("error_rate", SCOPE) == f"max(resets({inside}[61s]))"
+    assert promql.resets_query("error_rate", SCOPE) == f"max(resets({inside}[361s]))"
     wider = Scope("a", "r", "c", NEW, OLD, 5.0, 5.0, {"app": "mine"})
     assert 'app="a"' in promql.counts_query("g", wider)
     assert wider.window_s == 1
