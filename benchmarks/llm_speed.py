@@ -20,16 +20,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 PADDED, PACKED, TRL_PADDED, TRL_PACKED = "lora-ops", "lora-ops packed", "trl padded", "trl packing"
 CONTENDERS = (TRL_PADDED, PADDED, TRL_PACKED, PACKED)
-MODULES = ("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email.message", "fractions")
-MODULES += ("functools", "gzip", "heapq", "itertools", "json", "logging", "os", "pathlib", "random", "re")
-MODULES += ("shutil", "socket", "sqlite3", "statistics", "string", "subprocess", "tarfile", "textwrap")
+MODULES: tuple[str, ...] = (
+    *("argparse", "asyncio", "collections", "csv", "datetime", "decimal", "email.message", "fractions"),
+    *("functools", "gzip", "heapq", "itertools", "json", "logging", "os", "pathlib", "random", "re"),
+    *("shutil", "socket", "sqlite3", "statistics", "string", "subprocess", "tarfile", "textwrap"),
+)
 BATCH, PACKED_BATCH, LENGTH, RATE, RANK = 8, 1, 512, 2e-4, 8
-LLAMA_1B = {
+LLAMA_1B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -101,8 +103,9 @@ def ours(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
     trainer.prepare_data()
     family: Any = trainer.family
     trainer.build_model()
+    order: Any = trainer.order
     tokens = [
-        sum(len(sample.ids) for index in trainer.order.batch(step) for sample in family.packs[index])  # type: ignore[union-attr]
+        sum(len(sample.ids) for index in order.batch(step) for sample in family.packs[index])
         for step in range(options.steps)
     ]
     ends: list[float] = []
@@ -191,7 +194,7 @@ def theirs(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]
         tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
         return step(model, inputs, *args, **kwargs)
 
-    trainer.training_step = counted  # type: ignore[method-assign]
+    trainer.training_step = counted
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return report(ends, losses, tokens)
@@ -287,12 +290,12 @@ def on_gpu(options: argparse.Namespace) -> int:
         trainer.train()
         lines = [json.loads(line) for line in (work / "out" / "events.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["event"] == "step"]
-        first = 10
+        first, order = 10, cast(Any, trainer.order)
         seconds = steps[-1]["time"] - steps[first - 1]["time"]
         tokens = sum(
             len(sample.ids)
             for step in range(first, len(steps))
-            for index in trainer.order.batch(step)  # type: ignore[union-attr]
+            for index in order.batch(step)
             for sample in family.packs[index]
         )
         rate = tokens / seconds

@@ -114,7 +114,8 @@ def theirs(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = str(root / "base")
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-    text: Any = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).to(device)
+    text: Any = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype)
+    text.to(device)
     vae: Any = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype).to(device)
     unet: Any = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype).to(device)
     noises: Any = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
