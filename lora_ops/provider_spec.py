@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -15,6 +16,8 @@ from lora_ops.units import seconds
 
 PROMETHEUS: Literal["prometheus"] = "prometheus"
 """A gate that names this means the only provider there is, or the one of this name."""
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110
 
 
 class ProviderSpec(BaseModel):
@@ -41,6 +44,14 @@ class ProviderSpec(BaseModel):
         if "?" in rest or "#" in rest:
             raise ValueError("the server's address alone; lora-ops adds /api/v1/query")
         return url.rstrip("/")
+
+    @field_validator("headers_env")
+    @classmethod
+    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for header in headers:
+            if not _HEADER.fullmatch(header):
+                raise ValueError(f"`{header}` is not a header's name, such as X-Scope-OrgID")
+        return headers
 
     @field_validator("labels")
     @classmethod

@@ -29,7 +29,7 @@ class Prometheus:
     def __init__(self, provider: Provider, environment: Mapping[str, str] = os.environ) -> None:
         self.url = provider.url
         self.timeout_s = provider.timeout_s
-        self._missing: list[str] = []
+        self._unusable: list[str] = []
         headers: dict[str, str] = {}
         for header, name in provider.headers_env.items():
             headers[header] = self._secret(environment, name)
@@ -45,8 +45,8 @@ class Prometheus:
 
         Raises NoAnswer and QueryRefused.
         """
-        if self._missing:
-            raise NoAnswer(f"{', '.join(self._missing)} is not set in this process's environment")
+        if self._unusable:
+            raise NoAnswer("; ".join(self._unusable))
         deadline = time.monotonic() + self.timeout_s
         form = {"query": text, "timeout": f"{self.timeout_s:g}s"}
         try:
@@ -70,10 +70,13 @@ class Prometheus:
         return bytes(body)
 
     def _secret(self, environment: Mapping[str, str], name: str) -> str:
+        """Its value, "" when no header can hold it: the HTTP client's complaint would print it."""
         value = environment.get(name, "").strip()
-        if not value:
-            self._missing.append(name)
-        return value
+        if value and value.isascii() and value.isprintable():
+            return value
+        wrong = "holds a line break or a letter beyond ASCII" if value else "is not set"
+        self._unusable.append(f"{name} {wrong} in this process's environment")
+        return ""
 
 
 def _document(url: str, status: int, body: bytes) -> Any:

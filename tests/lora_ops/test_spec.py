@@ -342,6 +342,8 @@ def test_a_gate_that_no_provider_could_judge(gate: str, said: str) -> None:
         ("{prod: {url: 'http://p/?x=1'}}", "the server's address alone"),
         ("{prod: {url: 'http://p', timeout: 2m}}", "less than or equal to 60"),
         ("{prod: {url: 'http://p', labels: {a-b: x}}}", "not a label's name"),
+        ("{prod: {url: 'http://p', headers_env: {'X Y': T}}}", "`X Y` is not a header's name"),
+        ("{prod: {url: 'http://p', headers_env: {\u00dc: T}}}", "`\u00dc` is not a header's name"),
         ("{prod: {url: 'http://p', token: x}}", "unknown key `providers.prod.token`"),
         ("{prod: {kind: graphite, url: 'http://p'}}", "prometheus"),
     ],

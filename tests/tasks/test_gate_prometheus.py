@@ -272,6 +272,18 @@ def test_secrets_come_from_the_environment(server: Server) -> None:
     assert len(server.queries) == 1
 
 
+@pytest.mark.parametrize("secret", ["hush\nhush", "hush\x01", "h\u00fcsh"])
+def test_a_secret_that_no_header_holds_is_named_and_never_shown(
+    server: Server, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("TOK", secret)
+    seen = look(server, bearer_token_env="TOK")
+    assert seen.providers_away == ["prod"]
+    assert "TOK holds a line break or a letter beyond ASCII" in seen.summary
+    assert "hush" not in seen.model_dump_json()
+    assert server.queries == []
+
+
 def test_an_undeclared_provider_is_away(server: Server) -> None:
     scope = Scope("loras", "roll-1", "east", NEW, OLD, since=100.0, now=160.0)
     counts = count_all([OURS], [scope], {})
