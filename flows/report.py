@@ -6,6 +6,7 @@ Everything here may be done again: after an answer that was lost, after the stor
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Any
 
 from flows.facts import Facts
 from lora_ops import SCHEMA_VERSION, keys
-from lora_ops.errors import ObjectExists, Refused, StoreError, StoreUnavailable
+from lora_ops.errors import LoraOpsError, ObjectExists, Refused, StoreError, StoreUnavailable
 from lora_ops.gates.samples import Sample
 from lora_ops.request import Attempt as Record
 from lora_ops.request import AttemptState, Order
@@ -145,8 +146,17 @@ class Report:
         self.sample(at_horizon=True)
 
     def _upload_checkpoint(self, path: Path) -> None:
-        if path.is_dir():
+        """The trainer drops old checkpoints while this goes on: one that is gone is owed no more."""
+        there = _files(path)
+        if not there:
+            return
+        try:
             upload_folder(self.store, f"{keys.checkpoints(self.request, self.n)}/{path.name}", path)
+        except StoreUnavailable:
+            raise
+        except (LoraOpsError, OSError):
+            if there <= _files(path):
+                raise
 
     # --- the end ---
 
@@ -176,7 +186,7 @@ class Report:
         key = keys.sample(record.rollout, record.cloud, record.track.value, self.request, self.n, late)
         with suppress(ObjectExists):
             self.store.create(key, document.model_dump_json().encode())
-        self.sampled = True
+        self.sampled = self.sampled or cause is None  # a failure that is told again is not a late one
 
     def publish(self, folder: Path, child: TrainerChild) -> None:
         """The sample, the artifact `folder`, and the result last."""
@@ -232,6 +242,10 @@ def patiently(act: Callable[[], None], within_s: float) -> None:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _files(folder: Path) -> set[str]:
+    return {os.path.join(where, name) for where, _, names in os.walk(folder) for name in names}
 
 
 def _bytes(document: dict[str, Any]) -> bytes:

@@ -143,6 +143,36 @@ def test_a_store_that_stays_away_ends_the_training(bench: Bench) -> None:
     assert bench.world.platform.request(request).attempts[0].state is AttemptState.OPEN
 
 
+def test_a_checkpoint_that_the_trainer_drops_meanwhile_is_no_failure(bench: Bench) -> None:
+    rollout = bench.world.rollout(horizon=2)
+    request, attempt = _attempt(bench, SLOW)
+
+    def plan(method: str, key: str) -> Fault | None:
+        if f"{method} {key}".startswith("get checkpoints/") and "step-000001/" in key:
+            for file in (attempt.output / "checkpoints" / "step-000001").iterdir():
+                file.unlink()
+        return None
+
+    attempt.store.plan = plan
+    assert asyncio.run(attempt.run()) == "succeeded"
+    kept = {meta.key for meta in bench.world.store.list(keys.checkpoints(request, 1))}
+    assert f"{keys.checkpoints(request, 1)}/step-000001/MANIFEST.json" not in kept
+    assert f"{keys.checkpoints(request, 1)}/step-000002/MANIFEST.json" in kept
+    assert bench.sample(rollout.id, request, "stable").cause is None
+
+
+def test_a_failure_that_is_told_again_is_one_sample(bench: Bench, no_pauses: list[float]) -> None:
+    rollout = bench.world.rollout()
+    request, attempt = _attempt(bench, b"", Outage("log.txt", 2))
+    attempt.report = report.Report(attempt.platform, request, 1, *attempt.read_record())
+    attempt.report.facts = Facts(failure={"cause": "trainer", "type": "KeyError", "message": "x"})
+    child = SimpleNamespace(log_window=lambda size=0: (0, b""))
+    with pytest.raises(Outcome, match="trainer_error"):
+        attempt.fail(child, 1)
+    assert no_pauses
+    assert len(bench.world.store.list(f"rollouts/{rollout.id}/samples")) == 1
+
+
 @pytest.mark.parametrize("fault", [Fault.NO_REQUEST, Fault.NO_ANSWER])
 @pytest.mark.parametrize("begins", ["artifacts/", "lineage", "create requests/[^/]+/0"])
 def test_a_result_waits_for_its_store(
