@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +204,9 @@ class Attempt:
 
         While the store does not answer the training goes on, for the heartbeat's deadline.
         """
-        self.heard = answered = tell_at = time.monotonic()
-        self.printed, self.begun, away = 0, False, False
+        self.heard = tell_at = time.monotonic()
+        self.printed, self.begun = 0, False
+        away: float | None = None  # since when, counted from its first failure: an upload may take long
         while True:
             code = child.poll()
             self.hear(child)
@@ -217,16 +220,16 @@ class Attempt:
                 raise Outcome("LostWorker", "The worker of this attempt is gone.")
             try:
                 due = time.monotonic() >= tell_at
-                if due or not away:
+                if due or away is None:
                     self.report.settle()
                 if due:
                     self.report.beat(child)
                     self.still_wanted()
-                    answered, away = time.monotonic(), False
-                    tell_at = answered + BEAT_S
+                    away, tell_at = None, time.monotonic() + BEAT_S
             except StoreUnavailable:
-                away, tell_at = True, time.monotonic() + BEAT_S
-                if time.monotonic() - answered > self.context.heartbeat_s:
+                now = time.monotonic()
+                away, tell_at = now if away is None else away, now + BEAT_S
+                if now - away > self.context.heartbeat_s:
                     raise
             await asyncio.sleep(POLL_S)
 
@@ -261,9 +264,7 @@ class Attempt:
     def caching(self) -> bool:
         """Before its first event a trainer encodes its dataset, maybe for hours: it fills its cache."""
         since = time.time() - self.context.stall_s
-        return not self.begun and any(
-            path.stat().st_mtime > since for path in home.cache(self.home).rglob("*") if path.is_file()
-        )
+        return not self.begun and any(changed > since for changed in _changes(home.cache(self.home)))
 
     def stalled(self, child: TrainerChild) -> int:
         """It hangs: ended, with the checkpoint that it may still save. The exit code of a failure."""
@@ -339,3 +340,11 @@ class Attempt:
             "config_digest": order.config_digest,
         }
         (self.output / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+
+
+def _changes(folder: Path) -> Iterator[float]:
+    """When each file below it changed. Others write there, too: what vanishes meanwhile is left out."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                yield os.stat(os.path.join(where, name)).st_mtime

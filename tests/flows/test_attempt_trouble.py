@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
+import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +106,26 @@ def test_a_dataset_that_is_being_encoded_is_a_sign_of_life(bench: Bench) -> None
     assert not attempt.caching()
 
 
+def test_what_vanishes_from_the_cache_meanwhile_is_no_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = bench.attempt("req-1")
+    half = home.cache(attempt.home) / ".half-ab"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"x")
+    real, asked = os.stat, itertools.count()
+
+    def stat(path: Any, **how: Any) -> os.stat_result:
+        if str(path) == str(half) and next(asked) > 0:
+            raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+        return real(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        attempt.caching()
+        attempt.caching()
+
+
 # --- a store that is away ---
 
 
@@ -141,6 +164,23 @@ def test_a_store_that_stays_away_ends_the_training(bench: Bench) -> None:
     with pytest.raises(StoreUnavailable):
         asyncio.run(attempt.run())
     assert bench.world.platform.request(request).attempts[0].state is AttemptState.OPEN
+
+
+def test_a_long_upload_is_no_absence_of_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lost answer after it does not end the training."""
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0], time=time.time)
+    monkeypatch.setattr(attempts, "time", clock)
+    lost = Outage("heartbeat.json", 1)
+
+    def plan(method: str, key: str) -> Fault | None:
+        if not late[0] and f"{method} {key}".startswith("put checkpoints/"):
+            late[0] = 600.0
+        return lost(method, key) if late[0] else None
+
+    _, attempt = _attempt(bench, SLOW, plan, heartbeat_s=60.0)
+    assert asyncio.run(attempt.run()) == "succeeded"
+    assert lost.calls == 0
 
 
 def test_a_checkpoint_that_the_trainer_drops_meanwhile_is_no_failure(bench: Bench) -> None:
