@@ -60,6 +60,8 @@ def test_photographs_from_scripts_to_adapter(tmp_path: Path) -> None:
     result = events[-1]
     assert result["event"] == "result"
     assert [file["path"] for file in result["files"]] == [
+        "loss_curve.png",
+        "model_card.md",
         "photos.safetensors",
         "pytorch_lora_weights.safetensors",
     ]
@@ -80,7 +82,9 @@ def test_every_photograph_is_read(tmp_path: Path, tiny_sd: Path, monkeypatch: py
     report = check_dataset(config)
     assert report.ok, report.problems
     assert len(report.items) == 18
-    assert not report.warnings
+    assert [warning.split(" (")[0] for warning in report.warnings] == [
+        "1 picture loses more than a quarter to the cut"
+    ], "text.png is a strip"
 
 
 @pytest.mark.models

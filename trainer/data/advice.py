@@ -128,7 +128,7 @@ def _cut(pictures: Sequence[ImageItem], sizes: Sequence[Size]) -> list[str]:
         return []
     first = cut[0]
     text = (
-        f"{counted(len(cut), 'picture')} lose more than a quarter to the cut (the first: {first.name}, "
+        f"{counted(len(cut), 'picture')} lose{'s' if len(cut) == 1 else ''} more than a quarter to the cut (the first: {first.name}, "
         f"{first.width}x{first.height}); cut them yourself, or raise bucket_max_ratio."
     )
     return [text]

@@ -123,7 +123,8 @@ def _fallback(
 
 
 def _found(name: str, concept: Concept | None, number: int) -> str:
-    times = f", each {concept.repeats} times an epoch (from the folder's name)" if concept else ""
+    often = "once" if concept and concept.repeats == 1 else f"{concept.repeats if concept else 0} times"
+    times = f", each {often} an epoch (from the folder's name)" if concept else ""
     return f"{name}: {counted(number, 'picture')}{times}"
 
 
