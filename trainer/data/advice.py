@@ -127,8 +127,9 @@ def _cut(pictures: Sequence[ImageItem], sizes: Sequence[Size]) -> list[str]:
     if not cut:
         return []
     first = cut[0]
+    verb = "loses" if len(cut) == 1 else "lose"
     text = (
-        f"{counted(len(cut), 'picture')} lose{'s' if len(cut) == 1 else ''} more than a quarter to the cut (the first: {first.name}, "
+        f"{counted(len(cut), 'picture')} {verb} more than a quarter to the cut (the first: {first.name}, "
         f"{first.width}x{first.height}); cut them yourself, or raise bucket_max_ratio."
     )
     return [text]

@@ -123,9 +123,11 @@ def _fallback(
 
 
 def _found(name: str, concept: Concept | None, number: int) -> str:
-    often = "once" if concept and concept.repeats == 1 else f"{concept.repeats if concept else 0} times"
-    times = f", each {often} an epoch (from the folder's name)" if concept else ""
-    return f"{name}: {counted(number, 'picture')}{times}"
+    told = f"{name}: {counted(number, 'picture')}"
+    if concept is None:
+        return told
+    often = "once" if concept.repeats == 1 else f"{concept.repeats} times"
+    return f"{told}, each {often} an epoch (from the folder's name)"
 
 
 def _passed_over(folders: Iterable[Path]) -> list[str]:
