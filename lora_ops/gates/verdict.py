@@ -56,10 +56,9 @@ class GateSpec(BaseModel):
     canary/stable (ratios). harmful: the share of bad samples that must not pass; None takes the rollout's.
     provider: `store`, or a provider's name. query_bad, query_total and, where attempts still run,
     query_finished: PromQL that yields the counts, as differences of raw counters (`gates/promql.py`).
-    Unknown keys are ignored: an old release reads what a new platform wrote (`lora_ops/spec.py` is strict).
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: Metric
     limit: float

@@ -285,9 +285,3 @@ def test_without_a_counted_sample_nothing_ever_passes_or_fails(
     starts = [start(f"y{i}") for i in range(running)]
     judged = look(samples, gates=[GateSpec(metric=metric, limit=0.05)], starts=starts, alpha=alpha, beta=beta)
     assert judged.verdict is Verdict.INCONCLUSIVE
-
-
-def test_a_gate_with_a_key_of_tomorrow_is_read() -> None:
-    """An old release's attempts read the state that a newer platform wrote."""
-    gate = GateSpec(metric=Metric.ERROR_RATE, limit=0.05)
-    assert GateSpec.model_validate({**gate.model_dump(mode="json"), "tomorrow": 1}) == gate
