@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from trainer import plugins
 
 Worlds = Callable[..., dict[str, Any]]
 
@@ -21,6 +24,20 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """What a test's plugins register is forgotten after it."""
+    before = {kind: dict(known) for kind, known in plugins._registered.items()}
+    modules = set(sys.modules)
+    yield
+    for kind, known in before.items():
+        plugins._registered[kind].clear()
+        plugins._registered[kind].update(known)
+    for name in set(sys.modules) - modules:
+        if name.startswith("lora_ops_plugin_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

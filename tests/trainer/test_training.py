@@ -272,20 +272,21 @@ def test_bf16_base_keeps_the_adapter_in_fp32(world: Make) -> None:
 
 
 def test_a_warm_cache_loads_neither_vae_nor_text_encoder(
-    images_config: Make, monkeypatch: pytest.MonkeyPatch
+    images_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from trainer.models.sd_parts import FolderParts
 
-    run(images_config(max_steps=1))
+    own = tmp_path / "own-cache"
+    run(images_config(max_steps=1, cache_dir=own))
 
     def refuse(self: FolderParts) -> Any:
         raise AssertionError("loaded")
 
     monkeypatch.setattr(FolderParts, "load_vae", refuse)
     monkeypatch.setattr(FolderParts, "load_text", refuse)
-    run(images_config(max_steps=2))
+    run(images_config(max_steps=2, cache_dir=own))
     with pytest.raises(AssertionError, match="loaded"):
-        run(images_config(max_steps=2, resolution=64))
+        run(images_config(max_steps=2, resolution=64, cache_dir=own))
 
 
 def test_pain_11_cached_latents_and_captions_stay_together(images_config: Make) -> None:
