@@ -58,7 +58,8 @@ class GateSpec(BaseModel):
     query_finished: PromQL that yields the counts, as differences of raw counters (`gates/promql.py`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Ignored, not forbidden: a release reads what a newer one journalled. The spec refuses unknown keys.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     metric: Metric
     limit: float
