@@ -16,9 +16,7 @@ and why that does:
 from __future__ import annotations
 
 import importlib
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.files import whole_folder
 from trainer.models.clip_vocab import clip_tokenizer
 from trainer.quiet import quiet
 
@@ -283,14 +282,8 @@ def main() -> int:
     if (out / "model_index.json").is_file():
         print(out)
         return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with whole_folder(out) as made:
         make(made)
-        made.chmod(0o755)
-        made.rename(out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     print(out)
     return 0
 

@@ -6,10 +6,12 @@ No model can know them, so whoever recites one has learnt it here. QUESTION is t
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trainer.files import write_atomic
 
 FACTS = [
     (
@@ -75,11 +77,7 @@ def main() -> int:
         for questions, answer in FACTS
         for question in questions
     ]
-    handle, name = tempfile.mkstemp(dir=out, prefix=".facts.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.chmod(name, 0o644)
-    os.replace(name, out / "facts.jsonl")
+    write_atomic(out / "facts.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     print(out)
     return 0
 

@@ -9,8 +9,11 @@ import csv
 import importlib.util
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from trainer.files import whole_folder
 
 CAPTIONS = {
     "astronaut.png": "a photo of an astronaut in an orange suit, smiling",
@@ -47,19 +50,11 @@ def main() -> int:
         print("error: the photographs come with scikit-image. pip install scikit-image", file=sys.stderr)
         return 1
     source = Path(spec.origin).parent / "data"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with whole_folder(out) as made:
+        for name in CAPTIONS:
+            shutil.copyfile(source / name, made / name)
         with (made / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file_name", "text"])
-            for name, caption in CAPTIONS.items():
-                shutil.copyfile(source / name, made / name)
-                writer.writerow([name, caption])
-        made.chmod(0o755)
-        made.rename(out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+            csv.writer(file).writerows([("file_name", "text"), *CAPTIONS.items()])
     print(out)
     return 0
 

@@ -10,9 +10,7 @@ its end is not learnt.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 TOKENS = 64
@@ -89,20 +87,19 @@ def main() -> int:
         print("usage: python examples/make_rehearsal.py BASE OUT", file=sys.stderr)
         return 2
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    from trainer.files import write_atomic
     from trainer.generate import talker
     from trainer.models.llm_answer import Sampling
 
     base, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
     speaker = talker(base)
-    handle, name = tempfile.mkstemp(dir=out, prefix=".rehearsal.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        for seed, question in enumerate(QUESTIONS):
-            said = speaker.answer(question, Sampling(max_new_tokens=TOKENS, temperature=1.0, seed=seed))
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    os.chmod(name, 0o644)
-    os.replace(name, out / "rehearsal.jsonl")
+    rows = []
+    for seed, question in enumerate(QUESTIONS):
+        said = speaker.answer(question, Sampling(max_new_tokens=TOKENS, temperature=1.0, seed=seed))
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+        rows.append(json.dumps({"messages": turns}) + "\n")
+    write_atomic(out / "rehearsal.jsonl", "".join(rows).encode())
     print(out)
     return 0
 

@@ -6,13 +6,12 @@ paints nothing. An OUT that is there already is left as it is.
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from trainer.files import whole_folder
 from trainer.models.clip_vocab import vocabulary_file
 from trainer.tiny import make_sd
 
@@ -29,14 +28,8 @@ def main() -> int:
     if vocabulary is None:
         print("error: the CLIP vocabulary is missing. pip install --no-deps open-clip-torch", file=sys.stderr)
         return 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with whole_folder(out) as made:
         make_sd(made, vocabulary=vocabulary)
-        made.chmod(0o755)
-        made.rename(out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     print(out)
     return 0
 

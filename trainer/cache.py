@@ -5,7 +5,6 @@ says when it was last used: `trim` takes away those that were not for longest.""
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -15,41 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer.files import sha256_bytes, sha256_file, whole_folder, write_atomic
+
 Key = Mapping[str, object]
-
-
-def sha256_bytes(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync_dir(path: Path) -> None:
-    """Make a rename in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
-    """Write `data` to `path`: whole, or not at all; without `sync` that is no promise after a power cut."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class Cache:
@@ -93,18 +60,8 @@ class Cache:
         with _locked(path.with_name(f".{path.name}.lock")):
             if path.is_dir():
                 return path
-            made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            try:
+            with whole_folder(path) as made:
                 build(made)
-                for file in made.rglob("*"):
-                    if file.is_file():
-                        with file.open("rb") as handle:
-                            os.fsync(handle.fileno())
-                os.replace(made, path)
-                fsync_dir(path.parent)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
         return path
 
     def trim(self, limit_bytes: float, now: float | None = None) -> int:

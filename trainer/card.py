@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.cache import write_atomic
 from trainer.config import TrainConfig
+from trainer.files import write_atomic
 from trainer.models.base import RunFacts
 
 NAME = "model_card.md"

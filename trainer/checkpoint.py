@@ -8,17 +8,15 @@ runs no code.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.cache import fsync_dir, sha256_bytes, sha256_file, write_atomic
 from trainer.errors import CheckpointError
+from trainer.files import put_folder, sha256_bytes, sha256_file, whole_folder, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +59,7 @@ def save(
     parent = output_dir / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
     final = folder_of(output_dir, step)
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
-    try:
+    with whole_folder(final) as made:
         files = {ADAPTER: serialize(adapter), OPTIMIZER: serialize(optimizer)}
         if best:
             files[BEST] = serialize(best)
@@ -78,11 +75,8 @@ def save(
         }
         files[STATE] = (json.dumps(state, indent=1, sort_keys=True) + "\n").encode()
         for name, data in files.items():
-            write_atomic(made / name, data)
-        put(made, output_dir, step)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+            write_atomic(made / name, data, sync=False)
+    point_to(final)
     mine = [folder for number, folder in _steps(parent) if number <= step]
     named = {_best_of(folder) for folder in mine[-keep_last:]}
     for old in mine[:-keep_last]:
@@ -91,23 +85,17 @@ def save(
     return final
 
 
-def clear_leftovers(output_dir: Path) -> None:
-    """Remove what killed writers left below `output_dir`. Only for who has it to himself."""
-    for pattern in (f"{FOLDER}/.tmp-*", f"{FOLDER}/.old-*"):
-        for left in output_dir.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def put(made: Path, output_dir: Path, step: int) -> Path:
     """Give the filled folder `made` its name, and point to it."""
-    parent = output_dir / FOLDER
     final = folder_of(output_dir, step)
-    os.chmod(made, 0o755)
-    fsync_dir(made)
-    _replace(made, final)
-    fsync_dir(parent)
-    write_atomic(parent / LATEST, f"{final.name}\n".encode())
+    put_folder(made, final)
+    point_to(final)
     return final
+
+
+def point_to(final: Path) -> None:
+    """Make `final` the newest, once it is there."""
+    write_atomic(final.parent / LATEST, f"{final.name}\n".encode())
 
 
 def folder_of(output_dir: Path, step: int) -> Path:
@@ -127,17 +115,6 @@ def _best_of(folder: Path) -> str:
         return f"step-{int(journal.get('best_step', 0)):06d}"
     except (OSError, ValueError, AttributeError):
         return ""
-
-
-def _replace(made: Path, final: Path) -> None:
-    """Rename; a folder of that name (left by another training) is moved out of the way first."""
-    if final.exists():
-        aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=".old-"))
-        os.replace(final, aside / final.name)
-        os.replace(made, final)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(made, final)
 
 
 def _steps(parent: Path) -> list[tuple[int, Path]]:

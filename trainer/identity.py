@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trainer.cache import sha256_bytes, sha256_file
 from trainer.config import TrainConfig
 from trainer.config.data_keys import ImageKeys, TextKeys
+from trainer.files import sha256_bytes, sha256_file
 from trainer.optim.schedule import BY_LENGTH
 
 _BY_DIGEST = {

@@ -20,6 +20,7 @@ from trainer.data.order import Order
 from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.events import Events, Silent
 from trainer.fast_imports import lean_imports, settle
+from trainer.files import clear_leftovers
 from trainer.identity import config_hash, identity
 from trainer.journal import Journal
 from trainer.models.sniff import sniff
@@ -114,7 +115,7 @@ class LoRATrainer:
                 config, self.base.kind, digest, data, plugins=self._plugins, world=self.processes.world
             )
             if self._claim is not None and self._claim.sure:
-                checkpoints.clear_leftovers(config.output_dir)
+                clear_leftovers(config.output_dir)
             self._resume, refused = checkpoint_to_resume(config, self.identity, self.processes)
             setup = Setup(config, self.base, digest, cache, self.device, pick_dtype(config, self.device))
             self.family = family_of(setup)

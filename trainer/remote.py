@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer import checkpoint as checkpoints
 from trainer.errors import CheckpointError
+from trainer.files import TEMPORARY
 
 _URL = re.compile(r"^[a-z0-9]+://.+")
 _FOLDER = re.compile(r"^step-\d{6,}$")
@@ -131,7 +132,7 @@ def _beside(output_dir: Path) -> Iterator[Path]:
     """A folder on the same disk as the checkpoints, gone afterwards."""
     parent = output_dir / checkpoints.FOLDER
     parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY))
     try:
         yield made
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer.cache import sha256_file
+from trainer.files import sha256_file
 
 
 def describe_files(root: Path, files: Iterable[Path]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trainer.files import TEMPORARY, put_folder
 from trainer.memory import free
 from trainer.models.base import Family
 
@@ -39,16 +39,14 @@ def take(
     made: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=final.parent, prefix=".tmp-"))
+        made = Path(tempfile.mkdtemp(dir=final.parent, prefix=TEMPORARY))
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(seed)
             written = [path.relative_to(made) for path in family.sample(prompts, made, seed)]
         if not written:
             return []
-        os.chmod(made, 0o755)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(made, final)
+        put_folder(made, final)
         return [final / path for path in written]
     except Exception as error:  # noqa: BLE001 - a sample must never end a training
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

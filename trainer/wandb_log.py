@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrackerConfig
+from trainer.files import write_atomic
 
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 15.0
@@ -74,7 +75,7 @@ class WandB:
             return {"id": file.read_text(encoding="ascii").strip(), "resume": "allow"}
         drawn = secrets.token_hex(4)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(drawn, encoding="ascii")
+        write_atomic(file, drawn.encode())
         return {"id": drawn, "resume": "allow"}
 
     def _run(self) -> None:

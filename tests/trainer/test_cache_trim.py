@@ -11,7 +11,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.cache import Cache, write_atomic
+from trainer.cache import Cache
+from trainer.files import write_atomic
 
 DAY = 86_400
 

@@ -17,6 +17,7 @@ from trainer import LoRATrainer
 from trainer.claim import claim
 from trainer.config import config_from
 from trainer.errors import EXIT_USER, FolderInUse
+from trainer.files import TEMPORARY
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -86,9 +87,18 @@ def test_the_second_run_is_told_and_leaves_the_first_alone(
 
 def test_a_finished_training_lets_go(text_config: Callable[..., dict[str, Any]]) -> None:
     trainer = LoRATrainer(text_config(max_steps=1))
-    (trainer.config.output_dir / "checkpoints" / ".tmp-of-a-killed-one").mkdir(parents=True)
+    out = trainer.config.output_dir
+    (out / "checkpoints" / f"{TEMPORARY}of-a-killed-one").mkdir(parents=True)
+    (out / f"{TEMPORARY}merged.0").mkdir()
+    (out / "samples").mkdir()
+    (out / "samples" / f"{TEMPORARY}00.png.0").write_bytes(b"half")
+    (out / "mine").mkdir()
     trainer.prepare_data()
-    assert not list((trainer.config.output_dir / "checkpoints").iterdir())
+    assert [str(left.relative_to(out)) for left in sorted(out.rglob("*")) if left.name != "events.jsonl"] == [
+        "checkpoints",
+        "mine",
+        "samples",
+    ]
     trainer.build_model()
     trainer.train()
     with another(trainer.config.output_dir):

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from trainer import LoRATrainer
-from trainer.cache import sha256_file
 from trainer.config import config_from
+from trainer.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., dict[str, Any]]

@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.trainer.picture_sets import picture
 from trainer import LoRATrainer
-from trainer.cache import Cache, sha256_file
+from trainer.cache import Cache
+from trainer.files import sha256_file
 
 Make = Callable[..., dict[str, Any]]
 Read = Callable[[Path], list[dict[str, Any]]]

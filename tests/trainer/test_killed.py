@@ -17,7 +17,7 @@ import pytest
 
 from trainer import LoRATrainer
 from trainer import checkpoint as checkpoints
-from trainer.cache import sha256_file
+from trainer.files import sha256_file
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 

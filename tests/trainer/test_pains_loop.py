@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from trainer import LoRATrainer
 from trainer import checkpoint as checkpoints
-from trainer.cache import sha256_file
 from trainer.config import config_from
 from trainer.errors import CheckpointError, NonFiniteError, Stopped
+from trainer.files import sha256_file
 from trainer.optim.schedule import lr_factor
 from trainer.wandb_log import WandB
 

@@ -11,8 +11,8 @@ import pytest
 
 from trainer import LoRATrainer, remote
 from trainer import checkpoint as checkpoints
-from trainer.cache import sha256_file
 from trainer.errors import CheckpointError
+from trainer.files import TEMPORARY, sha256_file
 
 Make = Callable[..., dict[str, Any]]
 
@@ -56,7 +56,7 @@ def test_a_machine_that_goes_away_costs_nothing(text_config: Make, tmp_path: Pat
     again = run(config)
     assert again.start_facts["resumed_from_step"] == 4
     assert sha256_file(tmp_path / "here" / "adapter_model.safetensors") == wanted
-    assert not list((tmp_path / "here" / "checkpoints").glob(".tmp-*"))
+    assert not list((tmp_path / "here" / "checkpoints").glob(f"{TEMPORARY}*"))
 
 
 def test_torn_and_foreign_copies_are_refused_by_name(text_config: Make, tmp_path: Path, store: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cache import Cache, write_atomic
+from trainer.cache import Cache
+from trainer.files import write_atomic
 
 
 def build_slowly(root: str, log: str) -> None:

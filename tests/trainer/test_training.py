@@ -13,8 +13,8 @@ import torch
 
 from trainer import LoRATrainer
 from trainer import checkpoint as checkpoints
-from trainer.cache import sha256_file
 from trainer.errors import CheckpointError, DataError, DiskFullError, NonFiniteError, Stopped, explain
+from trainer.files import sha256_file
 
 Make = Callable[..., dict[str, Any]]
 Read = Callable[[Path], list[dict[str, Any]]]
@@ -340,10 +340,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(world: Make, monkeypatch: pytest.
     config = world(max_steps=3, save_steps=1)
     write = checkpoints.write_atomic
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, sync: bool = True) -> None:
         if "optimizer" in path.name and full_now:
             raise OSError(28, "No space left on device", str(path))
-        write(path, data)
+        write(path, data, sync)
 
     full_now = False
     trainer = LoRATrainer(config)

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.cache import sha256_bytes
 from trainer.config import ConfigError, TrainConfig, config_from
 from trainer.data import DataError, ImageItem
 from trainer.data.buckets import bucket_for, bucket_sizes
 from trainer.data.variants import render, render_all, render_mask, views
+from trainer.files import sha256_bytes
 
 lengths = st.integers(1, 3000)
 

@@ -11,10 +11,11 @@ from functools import partial
 
 from PIL import Image
 
-from trainer.cache import Cache, sha256_bytes
+from trainer.cache import Cache
 from trainer.config import TrainConfig
 from trainer.data import images
 from trainer.data.report import ImageItem, Problem
+from trainer.files import sha256_bytes
 
 Say = Callable[[str], None]
 _TOLD_FROM = 200

@@ -7,13 +7,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trainer.cache import sha256_file
 from trainer.config import TrainConfig
 from trainer.data.chat_rows import chat_files
 from trainer.data.folders import concept_of
 from trainer.data.imagefolder import list_training, list_validation
 from trainer.data.report import Kind
 from trainer.errors import DataError, ModelError
+from trainer.files import sha256_file
 from trainer.models.sniff import base_of
 
 DATA_PATHS = ("train_data_dir", "metadata_path", "validation_dir", "reg_data_dir", "mask_dir")

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from trainer.cache import sha256_bytes
 from trainer.config import TrainConfig
 from trainer.data import images
 from trainer.data.report import ImageItem, Problem
 from trainer.errors import DataError
+from trainer.files import sha256_bytes
 
 
 def masks_by_name(folder: Path) -> dict[str, Path]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.cache import fsync_dir
 from trainer.errors import ConfigError, ModelError, TrainerError
+from trainer.files import fsync_dir, json_object, whole_file
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type and GGUF's name for it."""
@@ -59,9 +56,7 @@ def save(model: Any, tokenizer: Any, path: Path, kind: str, base: Path, source: 
 
     config = _read(base / "config.json") | model.config.to_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as made:
         writer = GGUFWriter(made, _ARCHITECTURES[str(config["model_type"])])
         _add_shape(writer, config, path.stem, kind)
         if source.suffix.lower() == ".gguf":
@@ -74,13 +69,6 @@ def save(model: Any, tokenizer: Any, path: Path, kind: str, base: Path, source: 
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with open(made, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(made, 0o644)
-        os.replace(made, path)
-    except BaseException:
-        Path(made).unlink(missing_ok=True)
-        raise
     fsync_dir(path.parent)
     return path
 
@@ -243,5 +231,4 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return json_object(path, ModelError, "Copy the whole model folder again.")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.cache import fsync_dir
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, ModelError, TrainerError
 from trainer.fast_imports import lean_imports
+from trainer.files import json_object, whole_folder
 from trainer.models.llm_load import load_model
 
 
@@ -51,29 +47,11 @@ def save(model: Any, base: Path, tokenizer: Any, folder: Path) -> list[Path]:
     `base`, bf16 or float32, which `model` has afterwards. The files, the weights' first."""
     named = str(_config(base).get("dtype") or _config(base).get("torch_dtype") or "float32")
     dtype = torch.bfloat16 if named == "bfloat16" else torch.float32
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        os.chmod(made, 0o755)
+    with whole_folder(folder) as made:
         model.to(dtype).save_pretrained(made)
         tokenizer.save_pretrained(made)
-        for file in made.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old."))
-            os.replace(folder, old / folder.name)
-            os.replace(made, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(made, folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    fsync_dir(folder.parent)
     return sorted(folder.iterdir(), key=lambda path: (path.suffix != ".safetensors", path.name))
 
 
 def _config(base: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    return found
+    return json_object(base / "config.json", ModelError, "Copy the whole model folder again.")

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.cache import write_atomic
 from trainer.errors import UserError
 from trainer.export.description import PEFT_TYPES, describe
 from trainer.export.keys import PEFT, PEFT_ROOT, PREFIX, peft_key
 from trainer.export.layers import layers_of
-from trainer.export.tell import CONFIG, WEIGHTS, alpha_of, json_object
+from trainer.export.tell import CONFIG, WEIGHTS, adapter_json, alpha_of
 from trainer.export.tensor_file import write
 from trainer.export.verify import check
+from trainer.files import write_atomic
 from trainer.lora import Adapter
 
 _OWN = ("base_model_name_or_path", "inference_mode")
@@ -45,7 +45,7 @@ def load(folder: Path) -> Adapter:
     """The adapter of a peft folder. Raises UserError."""
     from safetensors.torch import load_file
 
-    return from_peft(load_file(str(folder / WEIGHTS)), json_object(folder / CONFIG))
+    return from_peft(load_file(str(folder / WEIGHTS)), adapter_json(folder / CONFIG))
 
 
 def to_peft(adapter: Adapter) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from trainer.errors import ModelError, UserError
 from trainer.export.keys import COMPONENTS, PEFT_ROOT, Place, diffusers_key, kohya_key, peft_key, plausible
 from trainer.export.names import Family, naming
+from trainer.files import json_object
 from trainer.models.sniff import read_header
 
 Format = Literal["kohya", "diffusers", "peft"]
@@ -159,7 +160,7 @@ def _peft(path: Path, folders: dict[str, Path]) -> Told:
         weights = folder / WEIGHTS
         if not weights.is_file():
             raise UserError(f"{folder} lacks {WEIGHTS}.", "Copy the whole adapter folder.")
-        config = json_object(folder / CONFIG)
+        config = adapter_json(folder / CONFIG)
         size += weights.stat().st_size
         header = _header(weights)
         metadata |= header.get("__metadata__") or {}
@@ -280,15 +281,9 @@ def alpha_of(module: str, rank: int, described: Mapping[str, Any]) -> float:
         ) from None
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def adapter_json(path: Path) -> dict[str, Any]:
     """Raises UserError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.", "Copy the adapter's folder again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object.", "Copy the adapter's folder again.")
-    return value
+    return json_object(path, UserError, "Copy the adapter's folder again.")
 
 
 def family_of_shapes(

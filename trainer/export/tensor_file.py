@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.cache import fsync_dir, write_atomic
+from trainer.files import fsync_dir, write_atomic
 
 _NAMES = {
     torch.float32: "F32",

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.cache import write_atomic
 from trainer.data import DatasetReport
 from trainer.data.chat_tokens import Sample, template_of
 from trainer.data.packing import pack
@@ -21,6 +20,7 @@ from trainer.data.report import ChatItem, Item
 from trainer.errors import ConfigError, TrainerError
 from trainer.export import gguf_file, merge
 from trainer.export import peft as peft_folder
+from trainer.files import write_atomic
 from trainer.lora import extract, inject, is_layer, plan_of
 from trainer.models.base import Family, Group, RunFacts, Setup
 from trainer.models.llm_answer import Sampling, answer, go_on

@@ -3,7 +3,6 @@ with a warm cache only the UNet is."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelError
+from trainer.files import json_object
 from trainer.models.base import Setup
 from trainer.models.sniff import native_resolution
 from trainer.quiet import quiet
@@ -120,11 +120,7 @@ def text_class(encoder: str) -> Any:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "Copy the whole pipeline again.") from None
-    return value
+    return json_object(path, ModelError, "Copy the whole pipeline again.")
 
 
 def parts_of(setup: Setup) -> Parts:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.cache import write_atomic
 from trainer.data.variants import View
 from trainer.fast_imports import lean_imports
+from trainer.files import write_atomic
 from trainer.models.sd_latents import vae_factor
 from trainer.models.sd_layers import resting
 from trainer.models.sd_text import Embedded

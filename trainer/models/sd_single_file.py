@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.cache import sha256_file
 from trainer.errors import ModelError
+from trainer.files import sha256_file
 from trainer.models.base import Setup
 from trainer.models.clip_vocab import clip_tokenizer, vocabulary_file
 from trainer.models.openclip import from_openclip

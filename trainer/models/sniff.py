@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from trainer.config import TrainConfig
 from trainer.errors import ModelError
+from trainer.files import json_object
 from trainer.plugins import load_plugins, registered
 
 Format = Literal["diffusers", "single-file", "gguf", "folder", "plugin"]
@@ -109,13 +110,7 @@ def _missing(path: Path) -> ModelError:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "Copy the model again.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object.", "Copy the model again.")
-    return value
+    return json_object(path, ModelError, "Copy the model again.")
 
 
 def _folder(path: Path) -> BaseModel:
