@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -18,65 +13,28 @@ from pydantic import (
 )
 
 from lora_ops import yaml_lines
+from lora_ops.cloud_spec import CloudSpec, ImageSpec, Registry
 from lora_ops.errors import UsageError, nearest
 from lora_ops.gates.counts import Metric
 from lora_ops.gates.promql import placeholders
 from lora_ops.gates.verdict import STORE, GateSpec
 from lora_ops.provider_spec import PROMETHEUS, ProviderSpec, resolve
 from lora_ops.reconcile import Limits
+from lora_ops.spec_types import Confidence, Float, Int, Name, Seconds, Section, Share
 from lora_ops.state import Plan, Policy, Probes, check_plan
 from lora_ops.units import fraction, seconds
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-
-
-def _name(text: str) -> str:
-    """A name becomes part of keys, pools and queues."""
-    if not _NAME.fullmatch(text):
-        raise ValueError(f"`{text}` is not a name; write 1 to 40 of a-z, 0-9 and - (not first or last)")
-    return text
-
-
-def _no_bool(value: object) -> object:
-    """`yes` is a boolean to YAML, and a boolean a number to pydantic."""
-    if isinstance(value, bool):
-        raise ValueError(f"a number is wanted, not {str(value).lower()}")
-    return value
-
-
-def _share(value: float) -> float:
-    if not 0 < value < 1:
-        raise ValueError("it lies between 0% and 100%, usually 30%")
-    return value
-
-
-def _confidence(value: float) -> float:
-    if not 0.5 <= value < 1:
-        raise ValueError("a confidence lies between 50% and 100%, usually 99%")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(seconds)]
-Fraction = Annotated[float, BeforeValidator(fraction)]
-Share = Annotated[Fraction, AfterValidator(_share)]
-Confidence = Annotated[Fraction, AfterValidator(_confidence)]
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
-Name = Annotated[str, AfterValidator(_name)]
 
 #: Metrics whose limit is a share or a duration; the others compare canary with stable.
 SHARES = ("error_rate", "promql")
 DURATIONS = ("step_latency", "start_latency")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class PrefectSpec(Section):
-    """Where Prefect's API is; `up` starts one there when it is on this machine."""
+    """Where Prefect's API is; `up` starts one there when it is on this machine. `bind`: the address that it
+    listens on then, for workers of other machines; any but loopback needs PREFECT_SERVER_API_AUTH_STRING."""
 
     api_url: str = "http://127.0.0.1:4200/api"
+    bind: str | None = None
 
 
 class ServeSpec(Section):
@@ -84,14 +42,6 @@ class ServeSpec(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[Int, Field(ge=1, le=65535)] = 8700
-
-
-class CloudSpec(Section):
-    kind: Literal["local"] = "local"
-    size: Annotated[Int, Field(ge=1, le=1000)] = 1
-    share: Annotated[Float, Field(ge=0)] = 1.0
-    steps: Plan | None = None
-    env: dict[str, str] = Field(default_factory=dict)
 
 
 class GateEntry(Section):
@@ -259,6 +209,8 @@ class PlatformSpec(Section):
     store: str = "file://.lora-ops/store"
     prefect: PrefectSpec = PrefectSpec()
     serve: ServeSpec = ServeSpec()
+    image: ImageSpec | None = None
+    insecure_registries: tuple[Registry, ...] = ()
     clouds: dict[Name, CloudSpec]
     providers: dict[Name, ProviderSpec] = Field(default_factory=dict)
     rollout: RolloutSpec = RolloutSpec()
@@ -273,7 +225,25 @@ class PlatformSpec(Section):
             raise yaml_lines.Wrong("that is the pool of the deploy flow; name the cloud otherwise", "control")
         if all(cloud.share == 0 for cloud in clouds.values()):
             raise ValueError("every cloud has `share: 0`, so none gets requests")
+        local = [name for name, cloud in clouds.items() if not cloud.on_kubernetes]
+        if local and len(local) < len(clouds):
+            message = (
+                "kubernetes runs images, this machine bundles: a platform has clouds of one kind"
+            )
+            raise yaml_lines.Wrong(message, local[0], "kind")
         return clouds
+
+    @model_validator(mode="after")
+    def _images(self) -> PlatformSpec:
+        if self.on_kubernetes and self.image is None:
+            message = "kubernetes clouds need `image: {repository: …}`: where trainer images are pushed"
+            raise yaml_lines.Wrong(message, "clouds")
+        return self
+
+    @property
+    def on_kubernetes(self) -> bool:
+        """Whether releases are images; otherwise they are source bundles."""
+        return any(cloud.on_kubernetes for cloud in self.clouds.values())
 
     @field_validator("rollout")
     @classmethod

@@ -74,17 +74,21 @@ class CloudState(Model):
 
 
 class Source(Model):
-    """Where a release comes from: a git checkout's revision, or a release that is already published."""
+    """Where a release comes from: a git checkout's revision, an image that others built
+    (`repository@digest`), or a release that is already published. `kind`: what it becomes, a `bundle` or an
+    `image`."""
 
+    kind: str = "bundle"
     path: str | None = None
     revision: str | None = None
     dirty: bool = False
+    image: str | None = None
     release: str | None = None
 
     @property
     def line(self) -> str:
         """What makes two queued rollouts the same source: the newest of a line wins."""
-        return self.path or self.release or ""
+        return self.path or (self.image or "").partition("@")[0] or self.release or ""
 
 
 class Probes(Model):
