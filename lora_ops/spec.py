@@ -227,9 +227,7 @@ class PlatformSpec(Section):
             raise ValueError("every cloud has `share: 0`, so none gets requests")
         local = [name for name, cloud in clouds.items() if not cloud.on_kubernetes]
         if local and len(local) < len(clouds):
-            message = (
-                "kubernetes runs images, this machine bundles: a platform has clouds of one kind"
-            )
+            message = "kubernetes runs images, this machine bundles: a platform has clouds of one kind"
             raise yaml_lines.Wrong(message, local[0], "kind")
         return clouds
 
