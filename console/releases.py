@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from console.reader import Reader, ReaderDep
 from console.views import Json, document, iso, listing
 from lora_ops.state import AppState
-from tasks.bundle import Release, find_release, list_releases
+from tasks.releases import Release, find_release, list_releases
 
 router = APIRouter(prefix="/api/releases")
 
@@ -33,6 +33,7 @@ def _view(release: Release, state: AppState, reader: Reader) -> Json:
         tracks |= {name: "canary" for name, part in active.clouds.items() if part.weight}
     return {
         "digest": digest,
+        "kind": release.kind,
         "revision": release.revision,
         "source": release.source,
         "created": iso(release.created),

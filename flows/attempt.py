@@ -31,6 +31,7 @@ from lora_ops.state import Rollout, Track
 from tasks import home
 from tasks.child import TrainerChild
 from tasks.datasets import download_folder, fetch_dataset, newest_checkpoint
+from tasks.releases import read_release
 from tasks.source_tree import digest_of_running
 
 #: What of a stored config lies below its dataset: trainer.data's names, whose import costs half a second.
@@ -133,10 +134,18 @@ class Attempt:
         return record, state.order
 
     def check_code(self, record: Record) -> None:
-        """The digest of the code that really runs must be the record's (design: What Prefect gives)."""
-        found = digest_of_running(flows.__file__)
-        if found != record.digest:
-            message = f"This process runs {found}, but the attempt is pinned to {record.digest}."
+        """The digest of the code that really runs must be the record's (design: What Prefect gives).
+
+        An image's digest cannot be seen from within: kubelet pulls by it, and the code must be what the
+        self-check found in that image.
+        """
+        found, wanted = digest_of_running(flows.__file__), record.digest
+        if self.context.image is not None:
+            wanted = read_release(self.store, record.digest).tree
+        pinned = self.context.image is None or self.context.image.endswith(f"@{record.digest}")
+        if found != wanted or not pinned:
+            where = f" in {self.context.image}" if self.context.image else ""
+            message = f"This process runs {found}{where}, but the attempt is pinned to {record.digest}."
             self.report.sample(cause="wrong_code", message=message)
             self.report.end("attempt-lost", "wrong_code", message)
             raise Outcome("WrongCode", message)

@@ -8,25 +8,26 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from flows.approve import APPROVE_DEPLOYMENT
+from flows.bundles import Bundles
 from flows.context import FlowContext
 from flows.dataset import dataset
 from flows.looks import Looker
 from flows.probes import Prober, probe_key
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import LoraOpsError, NotFoundError, ObjectExists, Refused, StoreUnavailable
-from lora_ops.state import AppState, Finished, Phase, Rollout
+from lora_ops.state import IMAGE, AppState, Finished, Phase, Rollout
 from lora_ops.steps import Do, Next, Sight, next_step
-from tasks import home
-from tasks.bundle import build_bundle, ensure_unpacked, publish
 from tasks.prefect_api import PrefectApi
-from tasks.selfcheck import self_check
+
+if TYPE_CHECKING:
+    from flows.images import Images
 
 BEAT_S = 5.0
 STORE_RETRY_S = 2.0
@@ -150,15 +151,8 @@ class Lead:
         self.record("validated", {}, evidence=evidence)
 
     async def build(self, rollout: Rollout) -> None:
-        """The release from its source: a bundle of the revision, published by content."""
-        source, store = rollout.source, self.platform.store
-        if source.release is not None:
-            release, revision = source.release, source.revision
-        else:
-            revision_wanted = None if source.dirty else (source.revision or "HEAD")
-            bundle = await asyncio.to_thread(build_bundle, Path(source.path or "."), revision_wanted)
-            release = await asyncio.to_thread(publish, store, bundle)
-            revision = bundle.revision
+        """The release from its source, published by content."""
+        release, revision = await asyncio.to_thread(self.releases(rollout).build, rollout)
         state = self.platform.state()
         if all(state.clouds[name].stable == release for name in rollout.clouds):
             raise LoraOpsError(
@@ -168,18 +162,22 @@ class Lead:
 
     async def self_check(self, rollout: Rollout) -> None:
         """Versions against the lock and one real training step, inside the built thing."""
-        root = await asyncio.to_thread(self.unpack, rollout)
-        report = await asyncio.to_thread(self_check, root, self.context.home)
+        report = await asyncio.to_thread(self.releases(rollout).self_check, rollout)
         self.record("self-checked", {}, evidence=report)
 
     async def distribute(self, rollout: Rollout) -> None:
-        """The same digest to every cloud, verified there. A local cloud unpacks and hashes it anew."""
-        await asyncio.to_thread(self.unpack, rollout)
-        self.record("distributed", {"clouds": dict.fromkeys(rollout.clouds, rollout.release)})
+        """The same digest to every cloud, verified there."""
+        held = await asyncio.to_thread(self.releases(rollout).distribute, rollout)
+        self.record("distributed", {"clouds": held})
 
-    def unpack(self, rollout: Rollout) -> Path:
-        assert rollout.release is not None
-        return ensure_unpacked(self.platform.store, rollout.release, home.bundles(self.context.home))
+    def releases(self, rollout: Rollout) -> Bundles | Images:
+        """What brings out this kind of release."""
+        say = get_run_logger().info
+        if rollout.source.kind != IMAGE:
+            return Bundles(self.context, say)
+        from flows.images import Images  # with the Kubernetes client, which only images need
+
+        return Images(self.context, say)
 
     async def watch(self, began: Rollout) -> Next | None:
         """Look every few seconds until something else is to be done; None when somebody else did it."""
@@ -263,7 +261,8 @@ def _watch_name(rollout: Rollout) -> str:
 
 def _named(rollout: Rollout) -> str:
     source = rollout.source
-    return source.release or (source.revision or "HEAD" if not source.dirty else "working tree")
+    found = source.release or source.image
+    return found or (source.revision or "HEAD" if not source.dirty else "working tree")
 
 
 def _api_url() -> str:

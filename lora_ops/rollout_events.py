@@ -56,7 +56,7 @@ def _self_checked(state: AppState, data: Data, seq: int) -> AppState:
 @rule("distributed")
 def _distributed(state: AppState, data: Data, seq: int) -> AppState:
     rollout = _active(state, data, Phase.BUILDING)
-    need(rollout.self_checked, "the release has not passed its self-check")
+    need(rollout.release is not None, "nothing is built yet")
     for name in rollout.clouds:
         found = data["clouds"].get(name)
         need(found == rollout.release, f"cloud {name} holds {found}, not {rollout.release}")
@@ -69,6 +69,7 @@ def _step_started(state: AppState, data: Data, seq: int) -> AppState:
     wave, step = data["wave"], data["step"]
     need(not rollout.paused, "the rollout is paused")
     if rollout.phase is Phase.BUILDING:
+        need(rollout.self_checked, "the release has not passed its self-check")
         need(rollout.distributed and (wave, step) == (0, 0), "the release is not on every cloud yet")
     elif rollout.phase is Phase.CANARYING:
         need((wave, step) == (rollout.wave, rollout.step + 1), "steps go up one by one")

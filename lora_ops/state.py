@@ -73,12 +73,16 @@ class CloudState(Model):
     drained: bool = False
 
 
+BUNDLE, IMAGE = "bundle", "image"
+"""The kinds of releases."""
+
+
 class Source(Model):
     """Where a release comes from: a git checkout's revision, an image that others built
     (`repository@digest`), or a release that is already published. `kind`: what it becomes, a `bundle` or an
     `image`."""
 
-    kind: str = "bundle"
+    kind: str = BUNDLE
     path: str | None = None
     revision: str | None = None
     dirty: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lora_ops.state import Phase, Rollout
+from lora_ops.state import IMAGE, Phase, Rollout
 
 
 class Do(StrEnum):
@@ -87,10 +87,11 @@ def passed(rollout: Rollout, sight: Sight) -> bool:
 def _building(rollout: Rollout) -> Next:
     if rollout.release is None:
         return Next(Do.BUILD)
-    if not rollout.self_checked:
-        return Next(Do.SELF_CHECK)
-    if not rollout.distributed:
-        return Next(Do.DISTRIBUTE)
+    # A bundle is checked here, where it was built; an image on the nodes that will run it.
+    order = [(rollout.self_checked, Do.SELF_CHECK), (rollout.distributed, Do.DISTRIBUTE)]
+    for done, what in reversed(order) if rollout.source.kind == IMAGE else order:
+        if not done:
+            return Next(what)
     if rollout.paused:
         return Next(Do.LOOK)
     return Next(Do.START_STEP, "the release is on every cloud", 0, 0)

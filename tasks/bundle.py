@@ -6,39 +6,16 @@ import compileall
 import contextlib
 import hashlib
 import io
-import json
 import py_compile
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_ops.errors import BundleError, JournalError, NotFoundError, ObjectExists, ObjectMissing, nearest
+from lora_ops.errors import BundleError, ObjectExists, ObjectMissing
 from tasks.cache import materialise
-from tasks.source_tree import (
-    BUNDLE_FOLDERS,
-    LOCK,
-    digest_of_files,
-    digest_of_running,
-    read_folder,
-    read_revision,
-    tree_digest,
-)
-from tasks.store import Object, Store, key_digest
-
-__all__ = [
-    "BUNDLE_FOLDERS",
-    "LOCK",
-    "Bundle",
-    "Release",
-    "build_bundle",
-    "digest_of_running",
-    "ensure_unpacked",
-    "find_release",
-    "list_releases",
-    "publish",
-    "tree_digest",
-]
+from tasks.releases import describe, find_release, where
+from tasks.source_tree import BUNDLE_FOLDERS, LOCK, digest_of_files, read_folder, read_revision, tree_digest
+from tasks.store import Store, key_digest
 
 _MAX_BYTES = 64 * 1024 * 1024
 
@@ -57,19 +34,6 @@ class Bundle:
     def size(self) -> int:
         """Bytes of the tar file."""
         return len(self.tar)
-
-
-@dataclass(frozen=True)
-class Release:
-    """A published release. `created`: seconds since the epoch on the store's clock; `size` in bytes."""
-
-    digest: str
-    revision: str
-    source: str
-    created_by: str
-    lock_sha256: str
-    size: int
-    created: float
 
 
 def build_bundle(repo: Path, revision: str | None = None) -> Bundle:
@@ -92,47 +56,18 @@ def build_bundle(repo: Path, revision: str | None = None) -> Bundle:
 
 def publish(store: Store, bundle: Bundle, created_by: str = "") -> str:
     """Write the bundle into the store and return its digest. Idempotent: the first publisher's facts stay."""
-    where = f"releases/{key_digest(bundle.digest)}"
-    facts = {
-        "schema_version": 1,
-        "digest": bundle.digest,
-        "revision": bundle.revision,
-        "source": bundle.source,
-        "created_by": created_by,
-        "lock_sha256": bundle.lock_sha256,
-        "size": bundle.size,
-    }
     with contextlib.suppress(ObjectExists):
-        store.create(f"{where}/bundle.tar", bundle.tar)
-    with contextlib.suppress(ObjectExists):
-        store.create(f"{where}/release.json", json.dumps(facts, indent=2).encode())
+        store.create(f"{where(bundle.digest)}/bundle.tar", bundle.tar)
+    describe(
+        store,
+        bundle.digest,
+        revision=bundle.revision,
+        source=bundle.source,
+        created_by=created_by,
+        lock_sha256=bundle.lock_sha256,
+        size=bundle.size,
+    )
     return bundle.digest
-
-
-def list_releases(store: Store) -> list[Release]:
-    """All published releases, oldest first."""
-    keys = [meta.key for meta in store.list("releases") if meta.key.endswith("/release.json")]
-    return sorted(map(_release, store.get_many(keys)), key=lambda release: release.created)
-
-
-def find_release(store: Store, digest: str) -> Release:
-    """The release of a digest, or of the beginning of one (with or without `sha256:`).
-
-    Raises NotFoundError (names the nearest) when there is none or more than one.
-    """
-    with contextlib.suppress(ObjectMissing):
-        if digest.startswith("sha256:") and len(digest) == 71:
-            return _release(store.get(f"releases/{key_digest(digest)}/release.json"))
-    start = digest.removeprefix("sha256:")
-    known = list_releases(store)
-    found = [r for r in known if start and r.digest.removeprefix("sha256:").startswith(start)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NotFoundError(
-            f"`{digest}` is the beginning of {len(found)} releases.", "Give more of its digits."
-        )
-    raise NotFoundError(f"There is no release `{digest}`.", nearest(digest, [r.digest for r in known]))
 
 
 def ensure_unpacked(store: Store, digest: str, cache_dir: Path) -> Path:
@@ -154,9 +89,9 @@ def ensure_unpacked(store: Store, digest: str, cache_dir: Path) -> Path:
 
     def fill(folder: Path) -> None:
         try:
-            tar = store.get(f"releases/{key_digest(digest)}/bundle.tar").data
+            tar = store.get(f"{where(digest)}/bundle.tar").data
         except ObjectMissing:
-            find_release(store, digest)
+            find_release(store, digest)  # NotFoundError names the nearest
             raise BundleError(
                 f"The bundle of release {digest} is gone from {store.url}.", "Deploy it again."
             ) from None
@@ -208,22 +143,4 @@ def _unpack(data: bytes, folder: Path, digest: str) -> None:
         raise BundleError(
             f"The bundle of {digest} cannot be unpacked: {error}.",
             "Delete that release's folder in the store and deploy it again.",
-        ) from error
-
-
-def _release(item: Object) -> Release:
-    try:
-        facts: dict[str, Any] = json.loads(item.data)
-        return Release(
-            digest=str(facts["digest"]),
-            revision=str(facts["revision"]),
-            source=str(facts["source"]),
-            created_by=str(facts["created_by"]),
-            lock_sha256=str(facts["lock_sha256"]),
-            size=int(facts["size"]),
-            created=item.last_modified,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise JournalError(
-            f"`{item.key}` is not the description of a release ({error}).", "Restore it."
         ) from error

@@ -13,8 +13,8 @@ from flows.attempt import Attempt
 from flows.context import FlowContext
 from lora_ops import keys
 from lora_ops.gates.samples import Sample
-from tasks.bundle import tree_digest
 from tasks.platform import Platform
+from tasks.source_tree import tree_digest
 from tasks.store.faulty import FaultyStore
 from tests.flows.reconciler_world import Plan, World, no_fault
 from tests.stub.make import make_stub_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows import looks, phases
+from flows import bundles, looks, phases
 from flows.context import FlowContext
 from flows.phases import Lead
 from flows.probes import Prober
@@ -41,8 +41,8 @@ class Scene:
         monkeypatch.setattr(phases, "get_run_logger", _Quiet)
         monkeypatch.setattr(phases, "in_task", _directly)
         monkeypatch.setattr(phases, "STORE_RETRY_S", 0.0)
-        monkeypatch.setattr(phases, "ensure_unpacked", lambda store, digest, cache: cache)
-        monkeypatch.setattr(phases, "self_check", lambda root, base: self.check())
+        monkeypatch.setattr(bundles, "ensure_unpacked", lambda store, digest, cache: cache)
+        monkeypatch.setattr(bundles, "self_check", lambda root, base: self.check())
         monkeypatch.setattr(Lead, "show_looks", lambda lead: None)
         monkeypatch.setattr(Lead, "offer_form", lambda lead, *words: self._offer(*words))
         monkeypatch.setattr(Prober, "keep", lambda prober, rollout, *more: self._samples(rollout))

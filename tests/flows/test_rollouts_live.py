@@ -19,7 +19,7 @@ from lora_ops import keys
 from lora_ops.request import RequestState, ResultState
 from lora_ops.spec import GateEntry, ProbeSpec
 from lora_ops.state import Phase, Track
-from tasks.bundle import tree_digest
+from tasks.source_tree import tree_digest
 from tests.flows.site import Site, eventually
 from tests.stub.make import make_stub_config
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tasks.bundle import BUNDLE_FOLDERS
+from tasks.source_tree import BUNDLE_FOLDERS
 
 
 def git(repo: Path, *args: str) -> str:

@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from lora_ops.errors import BundleError
-from tasks.bundle import (
-    BUNDLE_FOLDERS,
-    build_bundle,
-    digest_of_running,
-    tree_digest,
-)
-from tasks.source_tree import digest_of_files
+from tasks.bundle import build_bundle
+from tasks.source_tree import BUNDLE_FOLDERS, digest_of_files, digest_of_running, tree_digest
 from tests.tasks.source_trees import git, write_tree
 
 # --- digest ---

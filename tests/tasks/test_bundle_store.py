@@ -15,15 +15,13 @@ import pytest
 
 from lora_ops.errors import BundleError, NotFoundError, StoreUnavailable, UsageError
 from tasks.bundle import (
-    BUNDLE_FOLDERS,
     Bundle,
     build_bundle,
     ensure_unpacked,
-    find_release,
-    list_releases,
     publish,
-    tree_digest,
 )
+from tasks.releases import find_release, list_releases
+from tasks.source_tree import BUNDLE_FOLDERS, tree_digest
 from tasks.store import Store, key_digest
 from tasks.store.faulty import Fault, FaultyStore, Killed
 
