@@ -39,6 +39,6 @@ def _add(family: CounterMetricFamily, reader: Reader, rollout: Rollout) -> None:
         lanes |= {(cloud, Track.CANARY.value, rollout.release), (cloud, Track.STABLE.value, part.before)}
     for gate in rollout.policy.gates:
         if gate.metric not in _JUDGED_BY_STORE_ALONE:
-            for lane in sorted(lanes):
+            for lane in sorted(each for each in lanes if gate.covers(each[0])):
                 for name, value in counters(gate.metric, gate.limit, attempts, lane).items():
                     family.add_metric([rollout.id, *lane, gate.title, name], value)

@@ -15,7 +15,7 @@ from lora_ops.errors import ObjectExists
 from lora_ops.gates.counts import fresh_samples
 from lora_ops.gates.promql import Scope
 from lora_ops.gates.statistics import Verdict
-from lora_ops.gates.verdict import GateResult, Look, judge
+from lora_ops.gates.verdict import GateResult, Look, judge, number_of_tests
 from lora_ops.lease import due
 from lora_ops.state import Phase, Rollout
 from lora_ops.steps import Sight
@@ -131,7 +131,7 @@ def judge_now(platform: Platform, rollout: Rollout) -> Look | None:
         alpha=policy.alpha,
         beta=policy.beta,
         harmful=policy.harmful,
-        tests=len(policy.gates) * len(rollout.clouds),
+        tests=number_of_tests(policy.gates, rollout.clouds),
         external_counts=count_all(policy.gates, scopes, policy.providers),
     )
 

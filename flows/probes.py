@@ -41,9 +41,10 @@ class Prober:
         policy = rollout.policy.probes
         if policy is None or rollout.paused:
             return 0
-        pairs = any(gate.metric in RATIOS for gate in rollout.policy.gates)
+        ratios = [gate for gate in rollout.policy.gates if gate.metric in RATIOS]
         submitted = 0
         for cloud in sorted(set(rollout.wave_clouds) - set(decided)):
+            pairs = any(gate.covers(cloud) for gate in ratios)
             pending = [
                 each for each in self.open.get(cloud, []) if self.platform.request(each).result is None
             ]

@@ -117,6 +117,8 @@ def _started(state: AppState, data: Data, seq: int) -> AppState:
         started_seq=seq,
         phase_seq=seq,
     )
+    for name, size in policy.sizes.items():
+        state = set_cloud(state, name, size=size)
     queue = tuple(entry for entry in state.queue if entry.id != data["id"])
     return state.model_copy(update={"rollout": rollout, "queue": queue})
 

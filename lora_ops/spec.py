@@ -46,7 +46,7 @@ class ServeSpec(Section):
 
 class GateEntry(Section):
     """`metric` and `limit` in the metric's own unit: 5%, 2s, or a ratio such as 1.2. `provider`: `store`, or
-    a name of the spec's `providers` (`prometheus`: the only one there is)."""
+    a name of the spec's `providers` (`prometheus`: the only one there is). `clouds`: by default all."""
 
     metric: Literal[
         "error_rate",
@@ -64,6 +64,7 @@ class GateEntry(Section):
     query_finished: str = ""
     limit: Float
     harmful: Share | None = None
+    clouds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @field_validator("limit", mode="before")
     @classmethod
@@ -115,6 +116,7 @@ class GateEntry(Section):
             query_bad=self.query_bad,
             query_total=self.query_total,
             query_finished=self.query_finished,
+            clouds=self.clouds or (),
         )
 
 
@@ -257,6 +259,22 @@ class PlatformSpec(Section):
         if missing := sorted(set(clouds) - {name for wave in rollout.waves for name in wave}):
             message = f"cloud `{', '.join(missing)}` is in no wave, so no release would ever reach it"
             raise yaml_lines.Wrong(message, "waves")
+        return rollout
+
+    @field_validator("rollout")
+    @classmethod
+    def _gates_cover(cls, rollout: RolloutSpec, info: ValidationInfo) -> RolloutSpec:
+        clouds = info.data.get("clouds")
+        if clouds is None:
+            return rollout
+        for number, gate in enumerate(rollout.gates):
+            for place, name in enumerate(gate.clouds or ()):
+                if name not in clouds:
+                    message = f"cloud `{name}` is unknown. {nearest(name, clouds)}"
+                    raise yaml_lines.Wrong(message, "gates", number, "clouds", place)
+        if bare := [name for name in clouds if all(name not in (g.clouds or clouds) for g in rollout.gates)]:
+            message = f"no gate judges cloud `{', '.join(bare)}`, so nothing could ever pass there"
+            raise yaml_lines.Wrong(message, "gates")
         return rollout
 
     @field_validator("providers")

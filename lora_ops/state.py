@@ -117,7 +117,9 @@ class Provider(Model):
 
 
 class Policy(Model):
-    """The rollout section of lora-ops.yaml as numbers, frozen into the rollout when it starts."""
+    """The rollout section of lora-ops.yaml as numbers, frozen into the rollout when it starts.
+
+    `sizes`: what clouds get as their size when it starts, where a pipeline document says so."""
 
     waves: tuple[tuple[str, ...], ...]
     plans: dict[str, Plan]
@@ -140,6 +142,7 @@ class Policy(Model):
     max_restarts: int = 5
     probes: Probes | None = None
     providers: dict[str, Provider] = Field(default_factory=dict)
+    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sense(self) -> Self:

@@ -56,6 +56,7 @@ class GateSpec(BaseModel):
     canary/stable (ratios). harmful: the share of bad samples that must not pass; None takes the rollout's.
     provider: `store`, or a provider's name. query_bad, query_total and, where attempts still run,
     query_finished: PromQL that yields the counts, as differences of raw counters (`gates/promql.py`).
+    clouds: those that it judges; empty means all.
     """
 
     # Ignored, not forbidden: a release reads what a newer one journalled. The spec refuses unknown keys.
@@ -69,6 +70,11 @@ class GateSpec(BaseModel):
     query_bad: str = ""
     query_total: str = ""
     query_finished: str = ""
+    clouds: tuple[str, ...] = ()
+
+    def covers(self, cloud: str) -> bool:
+        """Whether it judges this cloud."""
+        return not self.clouds or cloud in self.clouds
 
     @property
     def title(self) -> str:
@@ -127,10 +133,11 @@ class GateSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without query_finished where there is none: releases from before it refuse keys unknown to them."""
+        """Without the younger keys where they say nothing: releases from before them refuse unknown keys."""
         document: dict[str, Any] = handler(self)
-        if not self.query_finished:
-            document.pop("query_finished", None)
+        for key in ("query_finished", "clouds"):
+            if not getattr(self, key):
+                document.pop(key, None)
         return document
 
 
@@ -185,6 +192,11 @@ class Look(BaseModel):
     asked: list[Asked] = Field(default_factory=list)
 
 
+def number_of_tests(gates: Sequence[GateSpec], clouds: Iterable[str]) -> int:
+    """m of the fail threshold m/alpha: how many pairs there are of a gate and a cloud in its scope."""
+    return sum(gate.covers(cloud) for cloud in clouds for gate in gates)
+
+
 def judge(
     gates: Sequence[GateSpec],
     clouds: Sequence[str],
@@ -199,13 +211,13 @@ def judge(
     external_counts: Mapping[tuple[str, str], ExternalCounts] | None = None,
     provider_ok: Mapping[str, bool] | None = None,
 ) -> Look:
-    """Judge every gate on every cloud: fail if any fails, pass if all pass, else inconclusive.
+    """Judge every gate on every cloud in its scope: fail if any fails, pass if all pass, else inconclusive.
 
     starts, samples: the rollout's, of all tracks; the release's are told by its digest. tests: m of the fail
-    threshold m/alpha, by default gates x clouds; give the whole rollout's when there are several waves.
-    external_counts: by (gate title, cloud), for the gates of other providers than `store`. provider_ok:
-    False for a provider that did not answer. Raises ValueError for no gates, no clouds, two gates of one
-    title, or fewer tests than there are.
+    threshold m/alpha, by default `number_of_tests` of these; give the whole rollout's when it has several
+    waves. external_counts: by (gate title, cloud), for gates of other providers than `store`. provider_ok:
+    False for a provider that did not answer. Raises ValueError for no gates, no clouds, a cloud without a
+    gate, two gates of one title, or fewer tests than there are.
     """
     check_share("harmful", harmful)
     for what, names in (("gate", [gate.title for gate in gates]), ("cloud", list(clouds))):
@@ -215,7 +227,9 @@ def judge(
             raise ValueError(f"two {what}s share a name: {', '.join(names)}; give each its own")
     if not release:
         raise ValueError("the release to judge has no digest")
-    here = len(gates) * len(clouds)
+    if bare := [cloud for cloud in clouds if not any(gate.covers(cloud) for gate in gates)]:
+        raise ValueError(f"no gate judges {', '.join(bare)}: nothing could ever pass there")
+    here = number_of_tests(gates, clouds)
     m = here if tests is None else tests
     if m < here:
         raise ValueError(f"tests is {m}, but gates x clouds is {here}: too few raise false alarms")
@@ -225,6 +239,8 @@ def judge(
     away: set[str] = set()
     for cloud in clouds:
         for gate in gates:
+            if not gate.covers(cloud):
+                continue
             given = bench.external.get((gate.title, cloud)) if gate.external else None
             missing = gate.external and (given is None or not given.answered)
             if gate.provider in dark or missing:

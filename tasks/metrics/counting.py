@@ -42,7 +42,7 @@ class _Server:
 def count_all(
     gates: Sequence[GateSpec], scopes: Sequence[Scope], providers: Mapping[str, Provider]
 ) -> dict[tuple[str, str], ExternalCounts]:
-    """By (gate title, cloud): every external gate on every scope's cloud, with what was asked.
+    """By (gate title, cloud): every external gate on every scope's cloud that it covers, with what was asked.
 
     Never raises for what a server does; takes about a provider's timeout when it is silent.
     """
@@ -53,7 +53,7 @@ def count_all(
     for name in {gate.provider for gate in external}:
         known = providers.get(name)
         servers[name] = _Server(name, Prometheus(known) if known is not None else None)
-    pairs = [(gate, scope) for scope in scopes for gate in external]
+    pairs = [(gate, scope) for scope in scopes for gate in external if gate.covers(scope.cloud)]
     try:
         with ThreadPoolExecutor(min(AT_ONCE, len(pairs) or 1)) as pool:
             found = pool.map(lambda pair: _Question(servers[pair[0].provider], *pair).counts(), pairs)
