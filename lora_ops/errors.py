@@ -15,6 +15,7 @@
     - ObjectMissing
     - StoreLies               the store does not honour create-only
     - StoreUnavailable    7
+      - StoreDenied       4   it answers, and refuses the credentials
     - StoreFull
   x JournalError          1   a document in the store is torn or foreign
   x BundleError           3   a source bundle cannot be made or is not what its name says
@@ -134,6 +135,11 @@ class StoreUnavailable(StoreError):
     exit_code = 7
     kind = "store-unavailable"
     http_status = 503
+
+
+class StoreDenied(StoreUnavailable):
+    exit_code = 4
+    kind = "store-denied"
 
 
 class StoreFull(StoreError):

@@ -20,9 +20,10 @@ from obstore.exceptions import (
 )
 from obstore.store import ObjectStore
 
-from lora_ops.errors import ObjectExists, ObjectMissing, StoreError, StoreFull, StoreUnavailable
+from lora_ops.errors import ObjectExists, ObjectMissing, StoreError, StoreFull
 from tasks.store.base import Meta, Metas, Names, Object, Objects, Store
 from tasks.store.names import check_key, folder
+from tasks.store.trouble import first_line, no_answer, no_bucket
 
 _LIST_CHUNK = 1000
 _STREAM_CHUNK = 8 * 1024 * 1024
@@ -31,9 +32,6 @@ _FULL = re.compile(
     r"os error (28|122)\b|kind: StorageFull|507 Insufficient Storage|XMinioStorageFull|QuotaExceeded"
 )
 _NOT_A_FOLDER = re.compile(r"os error 20\b")
-_CREDENTIALS = re.compile(
-    r"40[13] (Forbidden|Unauthorized)|credential|AccessDenied|InvalidAccessKeyId", re.IGNORECASE
-)
 
 
 class ObstoreStore(Store):
@@ -126,14 +124,14 @@ class ObstoreStore(Store):
         except AlreadyExistsError as error:
             raise ObjectExists(f"`{key}` exists already in {self.url}.") from error
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-                raise self._unavailable(error) from error
+            if no_bucket(error):
+                raise no_answer(self.url, error) from error
             raise ObjectMissing(f"There is no `{key}` in {self.url}.") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise self._unavailable(error) from error
+            raise no_answer(self.url, error) from error
         except (InvalidPathError, ValueError) as error:
             raise StoreError(
-                f"{key!r} cannot be the name of an object in {self.url}: {_first_line(error)}"
+                f"{key!r} cannot be the name of an object in {self.url}: {first_line(error)}"
             ) from error
         except OSError as error:
             raise self._os_error(key, error) from error
@@ -142,7 +140,7 @@ class ObstoreStore(Store):
                 raise ObjectMissing(f"There is no `{key}` in {self.url}.") from error
             if _FULL.search(str(error)):
                 raise self._full() from error
-            raise self._unavailable(error) from error
+            raise no_answer(self.url, error) from error
 
     def _os_error(self, key: str, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -151,7 +149,7 @@ class ObstoreStore(Store):
             return StoreError(
                 f"`{key}` cannot be written: another object's name is a part of it ({error.strerror})."
             )
-        return self._unavailable(error)
+        return no_answer(self.url, error)
 
     def _full(self) -> StoreFull:
         return StoreFull(
@@ -159,24 +157,6 @@ class ObstoreStore(Store):
             "Free space or raise the quota, then run the same command again: nothing half-written was left.",
         )
 
-    def _unavailable(self, error: Exception) -> StoreUnavailable:
-        text = str(error)
-        hint = "Check the address and the network, then run the same command again."
-        if "NoSuchBucket" in text or "ContainerNotFound" in text:
-            hint = "Create the bucket first; lora-ops never creates one."
-        elif isinstance(error, PermissionError):
-            hint = "Give this user the right to read and write that folder."
-        elif isinstance(error, PermissionDeniedError | UnauthenticatedError) or _CREDENTIALS.search(text):
-            hint = (
-                "Check the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what your cloud's SDK"
-                " reads), or name a prefect-aws block in `store.credentials_block`."
-            )
-        return StoreUnavailable(f"The store {self.url} does not answer: {_first_line(error)}", hint)
-
 
 def _key(meta: Meta) -> str:
     return meta.key
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]

@@ -12,8 +12,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from lora_ops.errors import ConfigError, StoreUnavailable
-
-SCHEMES = ("s3", "gs", "az")
+from lora_ops.storage_spec import Address
 
 _open: Callable[..., ObjectStore] = from_url  # its overloads know one cloud's options each
 _RETRIES: dict[str, Any] = {
@@ -28,37 +27,17 @@ _ENDPOINTS = (
     "AZURE_STORAGE_ENDPOINT",
     "AZURE_ENDPOINT",
 )
+_SSE = {"sse-s3": "AES256", "sse-kms": "aws:kms"}
 _OWN_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
                     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
 
 
-def open_remote(url: str, credentials_block: str | None, options: Mapping[str, Any]) -> ObjectStore:
-    """obstore's client for `url`; opens no connection. Raises ConfigError, StoreUnavailable (no Prefect)."""
-    scheme = url.partition("://")[0]
+def open_remote(address: Address, options: Mapping[str, Any]) -> ObjectStore:
+    """obstore's client for a store; opens no connection. Raises ConfigError, StoreUnavailable."""
+    url, scheme = address.url, address.url.partition("://")[0]
     settings: dict[str, Any] = dict(options)
-    session: Any = None
-    if credentials_block is not None:
-        if scheme != "s3":
-            raise ConfigError(
-                f"A credentials block is for s3:// stores, not for {url}.",
-                "Leave `credentials_block` out: GCS and Azure read their SDK's usual environment.",
-            )
-        session, endpoint = _from_block(credentials_block)
-        if endpoint:
-            settings.setdefault("endpoint", endpoint)
-    elif scheme == "s3" and not settings:
-        session = _from_profile()
-    if session is not None:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        try:
-            settings["credential_provider"] = Boto3CredentialProvider(session)
-        except ValueError as error:
-            raise ConfigError(f"No AWS credentials for {url}: {error}", "Run `aws configure`.") from error
     if scheme == "s3":
-        settings.setdefault(
-            "disable_bulk_delete", True
-        )  # a plain DELETE: not every S3-compatible server has the other
+        _set_s3(settings, address)
     endpoints = [str(settings.get("endpoint", "")), *(os.environ.get(name, "") for name in _ENDPOINTS)]
     client: Any = {"connect_timeout": "5s", "timeout": "60s"} | dict(settings.pop("client_options", {}))
     if next((e for e in endpoints if e), "").startswith("http://"):
@@ -70,6 +49,42 @@ def open_remote(url: str, credentials_block: str | None, options: Mapping[str, A
             f"The store {url} cannot be opened: {str(error).partition(chr(10))[0]}",
             "A store is `s3://bucket/folder`, `gs://bucket/folder` or `az://container/folder`.",
         ) from error
+
+
+def s3_session(address: Address) -> tuple[Any, str | None]:
+    """boto3's session for a store, None where the usual environment says all; and its endpoint, if any.
+
+    Raises ConfigError for a block or a profile that cannot be, StoreUnavailable (no Prefect).
+    """
+    if address.credentials_block is None:
+        return _from_profile(), address.endpoint
+    session, endpoint = _from_block(address.credentials_block)
+    return session, address.endpoint or endpoint
+
+
+def _set_s3(settings: dict[str, Any], address: Address) -> None:
+    session, endpoint = (None, None) if "access_key_id" in settings else s3_session(address)
+    if session is not None:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        try:
+            settings["credential_provider"] = Boto3CredentialProvider(session)
+        except ValueError as error:
+            raise ConfigError(
+                f"No AWS credentials for {address.url}: {error}", "Run `aws configure`."
+            ) from error
+    if endpoint or address.endpoint:
+        settings.setdefault("endpoint", endpoint or address.endpoint)
+    if address.region:
+        settings.setdefault("region", address.region)
+    if address.encryption:
+        settings["server_side_encryption"] = _SSE[address.encryption]
+    if address.kms_key:
+        settings.update(sse_kms_key_id=address.kms_key, sse_bucket_key_enabled=True)
+    if not os.environ.get("AWS_CHECKSUM_ALGORITHM"):  # buckets with object lock want one
+        settings.setdefault("checksum_algorithm", "sha256")
+    # A plain DELETE: not every S3-compatible server has the other.
+    settings.setdefault("disable_bulk_delete", True)
 
 
 def _from_profile() -> Any:
