@@ -22,6 +22,18 @@ def self_check(root: Path, base: Path) -> dict[str, Any]:
 
     Raises BundleError with one line a package when something does not fit, or the step fails.
     """
+    report = run_self_check(root, base)
+    if not report.get("ok"):
+        raise BundleError(
+            "the release does not pass its self-check.",
+            "Install what its lock names, or mend the lock, and deploy again.",
+            _complaints(report),
+        )
+    return report
+
+
+def run_self_check(root: Path, base: Path) -> dict[str, Any]:
+    """The report, whatever it says. Raises BundleError when there is none."""
     lock = root / LOCK
     command = [sys.executable, "-P", "-m", "trainer.selfcheck", "--json"]
     command += ["--lock", str(lock)] if lock.exists() else []
@@ -41,21 +53,14 @@ def self_check(root: Path, base: Path) -> dict[str, Any]:
                 f"the self-check did not end within {TIMEOUT_S} s.", "Run it by hand."
             ) from None
     try:
-        report: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
+        return dict(json.loads(done.stdout))
+    except (TypeError, ValueError):
         tail = (done.stderr or done.stdout).strip().splitlines()[-5:]
         raise BundleError(
             f"the self-check ended with exit code {done.returncode} and no report.",
             f"Run it by hand: PYTHONPATH={root} python -m trainer.selfcheck.",
             tail,
         ) from None
-    if not report.get("ok"):
-        raise BundleError(
-            "the release does not pass its self-check.",
-            "Install what its lock names, or mend the lock, and deploy again.",
-            _complaints(report),
-        )
-    return report
 
 
 def _complaints(report: dict[str, Any]) -> list[str]:

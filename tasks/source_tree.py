@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,16 +62,20 @@ def digest_of_running(*package_files: str | Path) -> str:
     return tree_digest(roots.pop())
 
 
-def read_revision(repo: Path, revision: str) -> SourceFiles:
-    """The release's files at a git revision, without touching the checkout. Raises BundleError."""
+def read_revision(repo: Path, revision: str, also: Sequence[str] = ()) -> SourceFiles:
+    """The release's files at a git revision, without touching the checkout. Raises BundleError.
+
+    `also`: further files and folders (posix paths) that must be there and come along.
+    """
     if not _in_git(repo):
         raise BundleError(
             f"{repo} is not a git repository, so it has no revision `{revision}`.",
             "Leave the revision out to bundle the folder as it is, or give the path of a clone.",
         )
     sha = _resolve(repo, revision)
-    present = os.fsdecode(_git(repo, "ls-tree", "-z", "--name-only", sha)).split("\0")
-    wanted = [name for name in (*BUNDLE_FOLDERS, LOCK) if name in present]
+    inside = (*BUNDLE_FOLDERS, LOCK, *also)
+    listed = _git(repo, "ls-tree", "-z", "--name-only", sha, "--", *inside)
+    wanted = [name for name in os.fsdecode(listed).split("\0") if name]
     files: dict[str, bytes] = {}
     if wanted:
         archive = _git(repo, "-c", "core.autocrlf=false", "archive", "--format=tar", sha, "--", *wanted)
@@ -82,22 +87,22 @@ def read_revision(repo: Path, revision: str) -> SourceFiles:
                 if content is None:
                     raise _not_plain(member.name, f"revision {sha[:12]}")
                 files[member.name] = content.read()
-    _check_complete(files, f"Revision {sha[:12]} of {repo}")
+    _check_complete(files, f"Revision {sha[:12]} of {repo}", also)
     return SourceFiles(files, sha)
 
 
-def read_folder(repo: Path) -> SourceFiles:
+def read_folder(repo: Path, also: Sequence[str] = ()) -> SourceFiles:
     """The release's files as they lie in `repo`: in git, the tracked and the untracked but not ignored ones.
 
     The revision is the checked-out commit, with `+dirty` when these files differ from it; `unversioned`
-    without git. Raises BundleError.
+    without git. `also` as in `read_revision`. Raises BundleError.
     """
     if not repo.is_dir():
         raise BundleError(f"There is no folder {repo}.", "Give the path of a source tree of lora-ops.")
     paths: list[str] = []
     revision = "unversioned"
     if _in_git(repo):
-        inside = [*BUNDLE_FOLDERS, LOCK]
+        inside = [*BUNDLE_FOLDERS, LOCK, *also]
         listed = _git(repo, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *inside)
         names = sorted({n for n in os.fsdecode(listed).split("\0") if n and not _ignored(n)})
         paths = [n for n in names if os.path.lexists(repo / n)]
@@ -105,18 +110,33 @@ def read_folder(repo: Path) -> SourceFiles:
         changed = _git(repo, "status", "--porcelain", "--untracked-files=all", "--", *inside)
         revision = f"{head or 'unborn'}{'+dirty' if changed else ''}"
     if not paths:  # also below a repository that ignores this folder
-        paths, revision = list(_walk(repo)), "unversioned"
+        paths, revision = list(_walk(repo, also)), "unversioned"
     files = {}
     for path in paths:
         if (repo / path).is_symlink() or not (repo / path).is_file():
             raise _not_plain(path, str(repo))
         files[path] = (repo / path).read_bytes()
-    _check_complete(files, str(repo))
+    _check_complete(files, str(repo), also)
     return SourceFiles(files, revision)
 
 
-def _walk(root: Path) -> Iterable[str]:
-    for name in BUNDLE_FOLDERS:
+def commit_time(repo: Path, revision: str) -> str:
+    """When a revision (as `SourceFiles` names it) was committed, in ISO 8601; `unknown` without one."""
+    sha = revision.removesuffix("+dirty")
+    if not re.fullmatch(r"[0-9a-f]{40,64}", sha):
+        return "unknown"
+    return _git(repo, "show", "--no-patch", "--format=%cI", sha).decode().strip()
+
+
+def origin(repo: Path) -> str:
+    """The address of the remote `origin`; empty without one."""
+    if not _in_git(repo):
+        return ""
+    return _git(repo, "config", "--get", "remote.origin.url", ok=(0, 1)).decode().strip()
+
+
+def _walk(root: Path, also: Sequence[str] = ()) -> Iterable[str]:
+    for name in (*BUNDLE_FOLDERS, *also):
         for folder, subfolders, files in os.walk(root / name):
             subfolders[:] = sorted(set(subfolders) - {"__pycache__"})
             below = Path(folder).relative_to(root)
@@ -127,15 +147,14 @@ def _walk(root: Path) -> Iterable[str]:
                 if (root / path).is_symlink() or not (root / path).is_file():
                     raise _not_plain(path, str(root))
                 yield path
-    if (root / LOCK).is_file():
-        yield LOCK
+    yield from (path for path in (LOCK, *also) if (root / path).is_file())
 
 
 def _ignored(path: str) -> bool:
     return path.endswith(".pyc") or "__pycache__" in path.split("/")
 
 
-def _check_complete(files: Mapping[str, bytes], where: str) -> None:
+def _check_complete(files: Mapping[str, bytes], where: str, also: Sequence[str]) -> None:
     there = {path.partition("/")[0] for path in files}
     missing = [name for name in BUNDLE_FOLDERS if name not in there]
     if len(missing) == len(BUNDLE_FOLDERS):
@@ -143,12 +162,15 @@ def _check_complete(files: Mapping[str, bytes], where: str) -> None:
             f"{where} is not a source tree of lora-ops: it has none of {', '.join(BUNDLE_FOLDERS)}.",
             "Give the path of your clone or fork with --source.",
         )
-    if LOCK not in files:
-        missing.append(LOCK)
+    missing += [
+        name
+        for name in (LOCK, *also)
+        if name not in files and not any(p.startswith(f"{name}/") for p in files)
+    ]
     if missing:
         raise BundleError(
             f"{where} lacks {', '.join(missing)}.",
-            f"A release needs all of {', '.join((*BUNDLE_FOLDERS, LOCK))}."
+            f"A release needs all of {', '.join((*BUNDLE_FOLDERS, LOCK, *also))}."
             " Add what is missing, and commit it if you deploy a revision.",
         )
 

@@ -63,6 +63,13 @@ def cuda_version() -> str | None:
     return torch.version.cuda
 
 
+def gpu_name() -> str | None:
+    """The GPU that torch would train on; None when it sees none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def training_step() -> None:
     """One step of a tiny Stable Diffusion and of a tiny language model; raises what goes wrong."""
     from PIL import Image
@@ -115,9 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: the lock {args.lock} cannot be read: {error.strerror}", file=sys.stderr)
         return 1
     began = time.perf_counter()
-    failure = cuda = None
+    failure = cuda = gpu = None
     try:
         cuda = cuda_version()
+        gpu = gpu_name()
         with contextlib.redirect_stderr(io.StringIO()):
             training_step()
     except Exception as error:  # noqa: BLE001 - whatever is broken is what the check is for
@@ -126,18 +134,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ok = failure is None and all(package.ok for package in packages)
     if args.json:
         listed = [{**asdict(package), "ok": package.ok} for package in packages]
-        print(json.dumps({"ok": ok, "cuda": cuda, "packages": listed, "step": step}))
+        print(json.dumps({"ok": ok, "cuda": cuda, "gpu": gpu, "packages": listed, "step": step}))
     else:
-        print(_table(packages, cuda, step))
+        print(_table(packages, cuda, gpu, step))
     return 0 if ok else 1
 
 
-def _table(packages: list[Package], cuda: str | None, step: dict[str, Any]) -> str:
+def _table(packages: list[Package], cuda: str | None, gpu: str | None, step: dict[str, Any]) -> str:
     lines = [f"{'package':<14} {'expected':<14} {'found':<14}"]
     lines += [
         f"{p.name:<14} {p.expected or '-':<14} {p.found:<14} {'ok' if p.ok else 'DIFFERS'}" for p in packages
     ]
     lines.append(f"{'cuda':<14} {'-':<14} {cuda or 'none':<14} ok")
+    lines.append(f"{'gpu':<14} {'-':<14} {gpu or 'none'}")
     lines.append(
         f"training step  {'ok' if step['ok'] else 'FAILED: ' + str(step['error'])} ({step['seconds']} s)"
     )
