@@ -22,6 +22,7 @@ from lora_ops.provider_spec import PROMETHEUS, ProviderSpec, resolve
 from lora_ops.reconcile import Limits
 from lora_ops.spec_types import Confidence, Float, Int, Name, Seconds, Section, Share
 from lora_ops.state import Plan, Policy, Probes, check_plan
+from lora_ops.storage_spec import BackupSpec, StoreUrl, check_apart
 from lora_ops.units import fraction, seconds
 
 #: Metrics whose limit is a share or a duration; the others compare canary with stable.
@@ -208,7 +209,8 @@ class RequestSpec(Section):
 
 class PlatformSpec(Section):
     app: Name = "lora-training"
-    store: str = "file://.lora-ops/store"
+    store: StoreUrl = "file://.lora-ops/store"
+    backup: BackupSpec | None = None
     prefect: PrefectSpec = PrefectSpec()
     serve: ServeSpec = ServeSpec()
     image: ImageSpec | None = None
@@ -217,6 +219,16 @@ class PlatformSpec(Section):
     providers: dict[Name, ProviderSpec] = Field(default_factory=dict)
     rollout: RolloutSpec = RolloutSpec()
     requests: RequestSpec = RequestSpec()
+
+    @field_validator("backup")
+    @classmethod
+    def _elsewhere(cls, backup: BackupSpec | None, info: ValidationInfo) -> BackupSpec | None:
+        if backup is not None and "store" in info.data:
+            try:
+                check_apart(info.data["store"], backup.url)
+            except ValueError as error:
+                raise yaml_lines.Wrong(str(error), "url") from None
+        return backup
 
     @field_validator("clouds")
     @classmethod

@@ -23,11 +23,10 @@ from lora_ops.errors import (
     StoreError,
     nearest,
 )
+from lora_ops.garbage import MANIFEST, TOMBSTONE
 from tasks.cache import disk_errors, materialise
 from tasks.store import Store, digest_from_key, key_digest
 from tasks.store.names import check_key
-
-MANIFEST = "MANIFEST.json"
 
 _STEP = re.compile(r"(\d+)$")
 
@@ -181,6 +180,11 @@ def _upload(
                 f"{path} changed while it was copied.", "Run the command again when it is quiet."
             )
         manifest.append(file)
+    if keep:  # what was there at first may have been cleared away as unfinished meanwhile
+        there = {meta.key: meta.size for meta in store.list(files_at)}
+        for file, (_, path) in zip(manifest, files, strict=True):
+            if there.get(f"{files_at}/{file.path}") != file.size:
+                store.put_file(f"{files_at}/{file.path}", path)
     document = {"schema_version": 1, **facts, "files": [file._asdict() for file in manifest]}
     try:
         store.create(f"{where}/{MANIFEST}", json.dumps(document, indent=1).encode())
@@ -213,6 +217,11 @@ def _manifest(store: Store, prefix: str) -> list[StoredFile] | None:
         data = store.get(key).data
     except ObjectMissing:
         return None
+    if data == TOMBSTONE:
+        raise ConflictError(
+            f"`{prefix}` in {store.url} is being cleared away by `lora-ops storage gc`.",
+            "Run the same command again when that is done; if nobody runs it any more, run it once.",
+        )
     try:
         files = [
             StoredFile(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in json.loads(data)["files"]

@@ -36,6 +36,9 @@ def load_spec(path: Path) -> PlatformSpec:
     spec = parse_spec(text, str(path))
     base = path.absolute().parent
     changes: dict[str, object] = {"store": _absolute_store(spec.store, base)}
+    if spec.backup is not None:
+        backup = spec.backup.model_copy(update={"url": _absolute_store(spec.backup.url, base)})
+        changes["backup"] = backup
     probes = spec.rollout.probes
     if probes is not None:
         moved = probes.model_copy(update={"config": str(base / probes.config)})
