@@ -26,9 +26,17 @@ def show(session: Session, cloud: CloudName) -> None:
     session.emit(document, pairs(document), [cloud])
 
 
-def drain(session: Session, cloud: CloudName, reason: Reason = "") -> None:
-    """Send no new attempts to a cloud. Those that run there go on."""
-    _turn(session, "drain", cloud, reason, f"Drain {cloud}: it gets no new attempts?")
+def drain(
+    session: Session,
+    cloud: CloudName,
+    reason: Reason = "",
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Let the attempts that run there go on.")
+    ] = False,
+) -> None:
+    """Empty a cloud: no new attempts, and those that run there go elsewhere from a checkpoint."""
+    question = f"Drain {cloud}: it gets no new attempts{'' if keep_running else ', and those there move'}?"
+    _turn(session, "drain", cloud, reason, question, {"keep_running": keep_running})
 
 
 def undrain(session: Session, cloud: CloudName, reason: Reason = "") -> None:
@@ -54,8 +62,15 @@ def cloud_table(items: list[dict[str, Any]]) -> list[str]:
     return table(heads, rows, "No cloud: add one to lora-ops.yaml.")
 
 
-def _turn(session: Session, verb: str, cloud: str, reason: str, question: str = "") -> None:
+def _turn(
+    session: Session,
+    verb: str,
+    cloud: str,
+    reason: str,
+    question: str = "",
+    more: dict[str, Any] | None = None,
+) -> None:
     if question:
         session.confirm(question, destructive=True)
-    document = session.api.post(f"/clouds/{cloud}/{verb}", session.decision(reason))
+    document = session.api.post(f"/clouds/{cloud}/{verb}", {**session.decision(reason), **(more or {})})
     session.emit(document, [f"{'would ' if session.dry_run else ''}{verb} {cloud}"], [cloud])

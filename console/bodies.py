@@ -33,13 +33,24 @@ class Steer(Decision):
     wave: Annotated[int, Field(ge=0)] | None = None
 
 
+class Drain(Decision):
+    """Emptying a cloud; `keep_running`: what runs there goes on to its end."""
+
+    keep_running: bool = False
+
+
 class Deploy(Decision):
-    """A release from a git checkout (`source`: its absolute path), or one that is published (`release`)."""
+    """A release from a git checkout (`source`: its absolute path), one that is published (`release`), an
+    `image` in a registry, or what a `pipeline` document says (its text; `pipeline_source`: its file's name).
+    `image` beside `pipeline` is the digest that the document's container was resolved to before."""
 
     source: Annotated[str, Field(max_length=4096)] | None = None
     revision: Annotated[str, Field(max_length=250)] | None = None
     dirty: bool = False
     release: Annotated[str, Field(max_length=100)] | None = None
+    image: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    pipeline: Annotated[str, Field(max_length=1_000_000)] | None = None
+    pipeline_source: Annotated[str, Field(max_length=4096)] = "pipeline.json"
     canary: Literal[True] = True
     queue: bool = False
     plan: Plan | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter
 
-from console.bodies import Decision
+from console.bodies import Decision, Drain
 from console.reader import Reader, ReaderDep
 from console.request_index import RequestFacts
 from console.views import Json, document, listing
@@ -28,9 +28,9 @@ def show(reader: ReaderDep, name: str) -> Json:
 
 
 @router.post("/{name}/drain")
-def drain(reader: ReaderDep, name: str, body: Decision) -> Json:
-    """No new attempts go there; those that run go on."""
-    return _turn(reader, name, body, "cloud-drained")
+def drain(reader: ReaderDep, name: str, body: Drain) -> Json:
+    """No new attempts go there; those that run go elsewhere from a checkpoint, or go on (`keep_running`)."""
+    return _turn(reader, name, body, "cloud-drained", move=not body.keep_running)
 
 
 @router.post("/{name}/undrain")
@@ -48,12 +48,12 @@ def _one(reader: Reader, state: AppState, name: str) -> Json:
     return _view(reader, state, cloud, reader.requests.refresh(), reader.context.prefect.ok())
 
 
-def _turn(reader: Reader, name: str, body: Decision, kind: str) -> Json:
+def _turn(reader: Reader, name: str, body: Decision, kind: str, *, move: bool = False) -> Json:
     """Journal it, unless the cloud is that way already: doing it twice is doing it once."""
     state = reader.state()
     cloud = _find(state, name)
-    if cloud.drained != (kind == "cloud-drained"):
-        data = {"cloud": name, "reason": body.reason}
+    if cloud.drained != (kind == "cloud-drained") or cloud.moving != move:
+        data = {"cloud": name, "reason": body.reason, "move": move}
         if body.dry_run:
             state = apply(state, kind, data, state.seq + 1)
         else:
@@ -91,6 +91,8 @@ def _view(
         "canary": state.rollout.release if state.rollout and part and part.weight else None,
         "weight": part.weight if part else 0,
         "drained": cloud.drained,
+        "moving": cloud.moving,
+        "problem": reader.context.problem(cloud.name) or None,
         "healthy": reader.context.health().get(cloud.name),
         "workers": _workers(reader, cloud.name) if prefect else None,
         "running": running,

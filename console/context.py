@@ -16,7 +16,8 @@ class ServeContext:
     """`token`: what clients must present; None means that only this machine may ask.
 
     `run_url`: an attempt's flow run in Prefect's UI, from (request id, attempt number). `health`: whether
-    each cloud is up, as the reconciler sees it.
+    each cloud is up, as the reconciler sees it. `problem`: why a cloud's cluster cannot be asked.
+    `trouble`: why an attempt (cloud, request id, number) does not run there, in one sentence.
     """
 
     spec: PlatformSpec
@@ -27,3 +28,5 @@ class ServeContext:
     token: str | None
     run_url: Callable[[str, int], str | None]
     health: Callable[[], dict[str, bool]]
+    problem: Callable[[str], str] = lambda cloud: ""
+    trouble: Callable[[str, str, int], str] = lambda cloud, request, n: ""

@@ -25,7 +25,7 @@ class Reader:
         self.events = Events(context.platform)
         self.requests = RequestIndex(context.platform)
         self.tallies = Tallies(context.platform, self.events)
-        self.request_views = RequestViews(context.platform, context.run_url)
+        self.request_views = RequestViews(context.platform, context.run_url, context.trouble)
 
     def state(self) -> AppState:
         """The newest state; `events` then know all of the journal up to it."""

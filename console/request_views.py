@@ -19,6 +19,7 @@ from tasks.journal import Entry
 from tasks.platform import Platform
 
 RunUrl = Callable[[str, int], str | None]
+Trouble = Callable[[str, str, int], str]
 
 _KEPT = 1000  # documents of requests that are over
 
@@ -26,9 +27,10 @@ _KEPT = 1000  # documents of requests that are over
 class RequestViews:
     """Documents of requests; those of final ones are remembered. Thread-safe."""
 
-    def __init__(self, platform: Platform, run_url: RunUrl) -> None:
+    def __init__(self, platform: Platform, run_url: RunUrl, trouble: Trouble) -> None:
         self._platform = platform
         self._run_url = run_url
+        self._trouble = trouble
         self._final: OrderedDict[str, Json] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -40,10 +42,15 @@ class RequestViews:
             document = self._build(request_id)
             if document["state"] in (each.value for each in ResultState):
                 self._remember(request_id, document)
-        attempts = [
-            {**each, "flow_run_url": self._run_url(request_id, each["n"])} for each in document["attempts"]
-        ]
-        return {**document, "attempts": attempts}
+        return {**document, "attempts": [self._live(request_id, each) for each in document["attempts"]]}
+
+    def _live(self, request_id: str, attempt: Json) -> Json:
+        """With what only the reconciler of this process sees."""
+        trouble = ""
+        if attempt["ended"] is None:
+            trouble = self._trouble(attempt["cloud"], request_id, attempt["n"])
+        run = self._run_url(request_id, attempt["n"])
+        return {**attempt, "message": attempt["message"] or trouble, "flow_run_url": run}
 
     def _remember(self, request_id: str, document: Json) -> None:
         with self._lock:

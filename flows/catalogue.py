@@ -13,6 +13,7 @@ from flows.context import SPEC_ENV, WORKER_ENV, flow_env
 from flows.dataset import dataset
 from flows.deploy import deploy
 from flows.train import train
+from lora_ops.cloud_spec import CloudSpec
 from lora_ops.spec import PlatformSpec
 from tasks.prefect_api import CONTROL_POOL, PrefectApi, track_queues
 
@@ -28,8 +29,18 @@ def register(prefect: PrefectApi, spec: PlatformSpec) -> None:
     for made in CONTROL_FLOWS:
         _deployment(made, "control", CONTROL_POOL).apply()
     for name, cloud in spec.clouds.items():
-        prefect.ensure_pool(name, track_queues(cloud.size))
+        ensure_cloud(prefect, name, cloud, spec.app)
         _deployment(train, name, name).apply()
+
+
+def ensure_cloud(prefect: PrefectApi, name: str, cloud: CloudSpec, app: str) -> None:
+    """The cloud's work pool and its queues, made or brought up to date."""
+    if not cloud.on_kubernetes:
+        return prefect.ensure_pool(name, track_queues(cloud.size))
+    from tasks.manifests import job_template
+
+    template = job_template(name, cloud, app)
+    prefect.ensure_pool(name, track_queues(cloud.size), kind="kubernetes", template=template)
 
 
 def worker_env(spec: PlatformSpec, spec_path: str, base: str, worker: str) -> dict[str, str]:

@@ -4,20 +4,20 @@ there by a Job in the image itself, on the nodes that will run it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tasks.cluster import Cluster, run_job
-from tasks.images import Registries, build_and_push
-from tasks.manifests import check_job
-
-from flows.context import FlowContext, flow_spec
 from lora_ops.errors import BundleError, LoraOpsError
-from lora_ops.state import IMAGE, Rollout
+from lora_ops.spec import PlatformSpec
+from lora_ops.state import IMAGE, Rollout, Source
+from tasks.cluster.client import Cluster
+from tasks.cluster.run_job import run_job
+from tasks.images import Reference, Registries, build_and_push
+from tasks.manifests import check_job
 from tasks.releases import describe, find_release
+from tasks.store import Store
 
 CHECK = ["python", "-P", "-m", "tasks.image_check"]
 CHECK_TIMEOUT_S = 900.0
@@ -26,17 +26,15 @@ CHECK_TIMEOUT_S = 900.0
 class Images:
     """The releases of kubernetes clouds. `say`: a line of progress."""
 
-    def __init__(self, context: FlowContext, say: Callable[[str], None]) -> None:
-        self.platform = context.platform
-        self.store = context.platform.store
+    def __init__(self, store: Store, spec: PlatformSpec, say: Callable[[str], None]) -> None:
+        self.store = store
         self.say = say
-        self.spec = flow_spec()
-        self.registries = Registries(self.spec.insecure_registries)
+        self.spec = spec
+        self.registries = Registries(spec.insecure_registries)
+        assert spec.image is not None  # the spec is refused without
+        self.image = spec.image
 
-    @cached_property
-    def repository(self) -> str:
-        assert self.spec.image is not None  # the spec is refused without
-        return self.spec.image.repository
+    # --- the phases of a rollout ---
 
     def build(self, rollout: Rollout) -> tuple[str, str | None]:
         """(digest, revision): the registry's digest of what was built here or is named."""
@@ -45,104 +43,127 @@ class Images:
             return source.release, source.revision
         if source.image is not None:
             return source.image.partition("@")[2], source.revision
-        assert self.spec.image is not None
         revision = None if source.dirty else (source.revision or "HEAD")
-        built = build_and_push(Path(source.path or "."), revision, self.spec.image, self.registries, self.say)
+        built = build_and_push(Path(source.path or "."), revision, self.image, self.registries, self.say)
         return built.digest, built.revision
 
     def distribute(self, rollout: Rollout) -> dict[str, str]:
-        """The same digest in every cloud's registry, verified there. Raises LoraOpsError naming the cloud."""
-        release = rollout.release
-        assert release is not None
-        source = f"{self._origin(rollout)}@{release}"
-        for name in rollout.clouds:
-            target = self._target(name, release)
-            self.say(f"{name}: {target}")
-            try:
-                if target != source:
-                    self.registries.copy(source, target.partition("@")[0])
-                self.registries.verify(target.partition("@")[0], release)
-            except LoraOpsError as error:
-                error.message = f"{name}: {error.message}"
-                raise
-        return dict.fromkeys(rollout.clouds, release)
+        """The digest that each cloud's registry holds. Raises LoraOpsError naming the cloud."""
+        assert rollout.release is not None
+        self.copy(self._origin(rollout.source), rollout.release, rollout.clouds)
+        return dict.fromkeys(rollout.clouds, rollout.release)
 
     def self_check(self, rollout: Rollout) -> dict[str, Any]:
         """Its report on each cloud. BundleError with a line for each thing found that was not expected; a
         release that passes is published, with the digest of the code in it."""
-        clouds = list(rollout.clouds)
-        with ThreadPoolExecutor(len(clouds), thread_name_prefix="self-check") as pool:
-            checked = pool.map(lambda name: self._check(rollout, name), clouds)
-            reports = dict(zip(clouds, checked, strict=True))
+        assert rollout.release is not None
+        origin = self._origin(rollout.source)
+        reports = self.check(rollout.release, rollout.clouds, rollout.id)
+        self.publish(rollout.release, origin, reports, rollout.id, rollout.source.path, rollout.revision)
+        return reports
+
+    # --- what they are made of ---
+
+    def first(self, named: str | None, root: Path) -> tuple[str, str]:
+        """(repository, digest) of a platform's first release: the one that is named, or the tree, built."""
+        if named is not None:
+            return Reference.parse(named).repository, self.registries.resolve(named)
+        built = build_and_push(root, None, self.image, self.registries, self.say)
+        return built.repository, built.digest
+
+    def copy(self, origin: str, digest: str, clouds: Collection[str]) -> None:
+        """The same digest in every cloud's registry, verified there. `origin`: the repository that has it."""
+        for name in clouds:
+            target = self._reference(name, digest)
+            repository = target.partition("@")[0]
+            self.say(f"{name}: {target}")
+            try:
+                if repository != origin:
+                    self.registries.copy(f"{origin}@{digest}", repository)
+                self.registries.verify(repository, digest)
+            except LoraOpsError as error:
+                error.message = f"{name}: {error.message}"
+                raise
+
+    def check(self, digest: str, clouds: Collection[str], purpose: str) -> dict[str, Any]:
+        """The self-check's report on each cloud, by a Job in the image. BundleError: a line for each thing
+        found that was not expected."""
+        names = list(clouds)
+        with ThreadPoolExecutor(len(names), thread_name_prefix="self-check") as pool:
+            checked = pool.map(lambda name: self._check(digest, name, purpose), names)
+            reports = dict(zip(names, checked, strict=True))
         wrong = [line for name, report in reports.items() for line in _complaints(name, report)]
-        trees = {str(report.get("tree")) for report in reports.values()}
+        trees = sorted({str(report.get("tree")) for report in reports.values()})
         if len(trees) != 1:
-            wrong.append(f"the clouds run different code: {', '.join(sorted(trees))}")
+            wrong.append(f"the clouds run different code: {', '.join(trees)}")
         if wrong:
             raise BundleError(
                 "the release does not pass its self-check.",
                 "Mend the image or its lock, and deploy again.",
                 wrong,
             )
-        self._publish(rollout, trees.pop())
         return reports
+
+    def publish(
+        self,
+        digest: str,
+        origin: str,
+        reports: Mapping[str, Mapping[str, Any]],
+        created_by: str,
+        source: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """Write what the release is: its labels, and the code that its reports found in it."""
+        labels = self.registries.labels(f"{origin}@{digest}")
+        describe(
+            self.store,
+            digest,
+            kind=IMAGE,
+            repository=origin,
+            tree=next(iter(reports.values()))["tree"],
+            revision=revision or labels.get("org.opencontainers.image.revision", ""),
+            source=source or labels.get("org.opencontainers.image.source", origin),
+            created_by=created_by,
+            lock_sha256=labels.get("lora-ops.lock", ""),
+            size=0,
+        )
 
     # --- helpers ---
 
-    def _origin(self, rollout: Rollout) -> str:
+    def _origin(self, source: Source) -> str:
         """The repository that holds the digest before it is copied."""
-        if rollout.source.image is not None:
-            return rollout.source.image.partition("@")[0]
-        if rollout.source.release is not None:
-            return find_release(self.store, rollout.source.release).repository or self.repository
-        return self.repository
+        if source.image is not None:
+            return source.image.partition("@")[0]
+        if source.release is not None:
+            return find_release(self.store, source.release).repository or self.image.repository
+        return self.image.repository
 
-    def _target(self, cloud: str, digest: str) -> str:
-        return self.spec.clouds[cloud].image(self.repository, digest)
+    def _reference(self, cloud: str, digest: str) -> str:
+        return self.spec.clouds[cloud].image(self.image.repository, digest)
 
-    def _check(self, rollout: Rollout, name: str) -> dict[str, Any]:
+    def _check(self, digest: str, name: str, purpose: str) -> dict[str, Any]:
         """The report of the Job. BundleError when it gave none."""
-        cloud, release = self.spec.clouds[name], rollout.release
-        assert cloud.context is not None
-        assert release is not None
+        cloud = self.spec.clouds[name]
+        assert cloud.context is not None  # the spec is refused without
         labels = {
             "lora-ops/app": self.spec.app,
             "lora-ops/cloud": name,
-            "lora-ops/rollout": rollout.id,
-            "lora-ops/release": release[7:19],
+            "lora-ops/rollout": purpose,
+            "lora-ops/release": digest[7:19],
         }
-        image = self._target(name, release)
-        purpose = f"self-check-{rollout.id}".lower()
-        job = check_job(name, cloud, self.spec.app, image, purpose, CHECK, {}, labels)
-        self.say(f"{name}: self-check of {image}")
+        image = self._reference(name, digest)
+        job = check_job(name, cloud, self.spec.app, image, f"self-check-{purpose}", CHECK, {}, labels)
+        self.say(f"{name}: self-check in {image}")
         ended = run_job(Cluster(cloud.context, cloud.namespace), job, CHECK_TIMEOUT_S, self.say)
         report = _last_document(ended.logs)
         if report is None:
-            told = ended.sight.message or f"it ended with exit code {ended.exit_code} and no report"
+            told = ended.sight.message or f"it ended with exit code {ended.exit_code}"
             raise BundleError(
                 f"the self-check on {name} gave no report: {told}",
                 "Run `python -P -m tasks.image_check` in the image.",
                 ended.logs.strip().splitlines()[-5:],
             )
         return report
-
-    def _publish(self, rollout: Rollout, tree: str) -> None:
-        release = rollout.release
-        assert release is not None
-        origin = self._origin(rollout)
-        labels = self.registries.labels(f"{origin}@{release}")
-        describe(
-            self.store,
-            release,
-            kind=IMAGE,
-            repository=origin,
-            tree=tree,
-            revision=rollout.revision or labels.get("org.opencontainers.image.revision", ""),
-            source=labels.get("org.opencontainers.image.source", rollout.source.path or origin),
-            created_by=rollout.id,
-            lock_sha256=labels.get("lora-ops.lock", ""),
-            size=0,
-        )
 
 
 def _last_document(logs: str) -> dict[str, Any] | None:

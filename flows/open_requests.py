@@ -6,11 +6,15 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from flows.context import HEARTBEAT_ENV, STALL_ENV, flow_env
-from flows.sights import AttemptKey, Sights, Turn
+from flows.clusters import AttemptKey, Clusters
+from flows.context import HEARTBEAT_ENV, IMAGE_ENV, STALL_ENV, flow_env
+from flows.sights import Sights, Turn
 from lora_ops import keys, reconcile
+from lora_ops.cloud_spec import CloudSpec
 from lora_ops.errors import (
     ConflictError,
     LoraOpsError,
@@ -25,6 +29,7 @@ from lora_ops.reconcile import (
     Close,
     CreateRun,
     EndAttempt,
+    Evict,
     Finish,
     Nothing,
     StartAttempt,
@@ -40,18 +45,31 @@ from tasks.prefect_api import PrefectApi, run_key
 
 log = logging.getLogger("lora_ops.reconciler")
 
+#: The home folder of attempts in pods: a scratch volume, the only place that they can write to.
+POD_HOME = Path("/scratch")
+WITHOUT_A_WORD = frozenset({"exit_before_contact", "prefect_away"})
+
 
 class OpenRequests:
     """One reconciler's care for requests."""
 
-    def __init__(self, platform: Platform, prefect: PrefectApi, spec: PlatformSpec, base: Path) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        prefect: PrefectApi,
+        spec: PlatformSpec,
+        base: Path,
+        clusters: Clusters | None = None,
+    ) -> None:
         self.platform = platform
         self.store = platform.store
         self.prefect = prefect
         self.spec = spec
         self.home = base
         self.limits = spec.requests.limits()
-        self.sights = Sights(platform, prefect)
+        self.clusters = clusters or Clusters()
+        self.sights = Sights(platform, prefect, self.clusters)
+        self._evicted: set[AttemptKey] = set()
         self._urls: dict[AttemptKey, str] = {}
 
     def run_id(self, request_id: str, n: int) -> str | None:
@@ -93,6 +111,11 @@ class OpenRequests:
             if not self._act(request, action, turn):
                 return
 
+    def sweep(self) -> None:
+        """Delete the Jobs in clusters that nobody waits for."""
+        if self.clusters.watches:
+            self.clusters.sweep(self.platform, self.platform.state(), self.sights.runs.keys())
+
     # --- acting ---
 
     def _act(self, request: RequestState, action: reconcile.Action, turn: Turn) -> bool:
@@ -116,6 +139,9 @@ class OpenRequests:
             case EndAttempt():
                 self._end_attempt(request, action)
                 return True
+            case Evict():
+                self._evict(request)
+                return False
             case Finish():
                 self._finish(request, action)
                 return True
@@ -175,15 +201,6 @@ class OpenRequests:
             gone = f"Cloud {attempt.cloud} is not in lora-ops.yaml any more."
             self._end_attempt(request, EndAttempt(AttemptState.SUPERSEDED, "no_capacity", gone))
             return
-        root = ensure_unpacked(self.store, attempt.digest, home.bundles(self.home))
-        own = {
-            "OMP_NUM_THREADS": self._threads(),
-            **cloud.env,
-            STALL_ENV: str(self.spec.requests.stall_deadline),
-            HEARTBEAT_ENV: str(self.spec.requests.heartbeat_deadline),
-            "PYTHONPATH": str(root),
-        }
-        env = flow_env(self.store.url, self.platform.app, self.home, own)
         order = request.order
         kind = "probe" if order is not None and not order.users_own else "request"
         tags = [f"{kind}:{request.id}", f"track:{attempt.track.value}", f"release:{attempt.digest[7:19]}"]
@@ -194,9 +211,36 @@ class OpenRequests:
             key=run_key(request.id, attempt.n),
             parameters={"request": request.id, "attempt": attempt.n},
             queue=_queue(order, attempt).value,
-            env=env,
             tags=tags,
+            **self._where(request.id, attempt, cloud),
         )
+
+    def _where(self, request_id: str, attempt: Attempt, cloud: CloudSpec) -> dict[str, Any]:
+        """What of a run its kind of cloud decides: the environment, and in a cluster the image and labels."""
+        own = {
+            **cloud.env,
+            STALL_ENV: str(self.spec.requests.stall_deadline),
+            HEARTBEAT_ENV: str(self.spec.requests.heartbeat_deadline),
+        }
+        if not cloud.on_kubernetes:
+            root = ensure_unpacked(self.store, attempt.digest, home.bundles(self.home))
+            own = {"OMP_NUM_THREADS": self._threads(), **own, "PYTHONPATH": str(root)}
+            return {"env": flow_env(self.store.url, self.platform.app, self.home, own)}
+        assert self.spec.image is not None  # the spec is refused without
+        image = cloud.image(self.spec.image.repository, attempt.digest)
+        labels = {
+            "lora-ops/app": self.platform.app,
+            "lora-ops/cloud": attempt.cloud,
+            "lora-ops/request": request_id,
+            "lora-ops/attempt": str(attempt.n),
+            "lora-ops/track": attempt.track.value,
+            "lora-ops/release": attempt.digest[7:19],
+        }
+        if attempt.rollout is not None:
+            labels["lora-ops/rollout"] = attempt.rollout
+        env = flow_env(self.store.url, self.platform.app, POD_HOME, {**own, IMAGE_ENV: image})
+        name = run_key(request_id, attempt.n).lower()
+        return {"env": env, "variables": {"image": image, "labels": labels, "name": name}}
 
     def _threads(self) -> str:
         """Cores for each slot of this machine: trainings that fight over cores are many times slower."""
@@ -207,6 +251,10 @@ class OpenRequests:
         """Its sample, the journal, its flow run, in this order: a crash between is repaired by doing both."""
         attempt = request.current
         assert attempt is not None
+        if action.cause in WITHOUT_A_WORD:
+            words = self.clusters.last_words(attempt.cloud, (request.id, attempt.n))
+            if words:
+                action = replace(action, message=f"{action.message} It printed: {words[-1000:]}")
         self._sample(request, attempt, action)
         kind = f"attempt-{action.state.value}"
         data = {"n": attempt.n, "cause": action.cause, "message": action.message}
@@ -222,8 +270,24 @@ class OpenRequests:
             return
         seen = self.sights.runs.get((request.id, last.n))
         run_id = seen or self.prefect.find_run(run_key(request.id, last.n))
+        in_cluster = last.cloud in self.clusters
+        if in_cluster:  # Prefect's worker does not delete it
+            self.clusters.discard(last.cloud, (request.id, last.n))
         if run_id is not None:
-            self.prefect.cancel(run_id, worker_gone=last.cause == "lost_worker")
+            self.prefect.cancel(run_id, worker_gone=in_cluster or last.cause == "lost_worker")
+
+    def _evict(self, request: RequestState) -> None:
+        """SIGTERM, by whoever runs it, once: the attempt saves a checkpoint and tells that it was evicted."""
+        attempt = request.current
+        key = (request.id, attempt.n if attempt is not None else 0)
+        if attempt is None or key in self._evicted:
+            return
+        if attempt.cloud in self.clusters:
+            self.clusters.discard(attempt.cloud, key)
+        elif (run_id := self.sights.runs.get(key)) is not None:
+            self.prefect.cancel(run_id)
+        self._evicted.add(key)
+        log.info("%s attempt %d leaves %s", request.id, attempt.n, attempt.cloud)
 
     def _sample(self, request: RequestState, attempt: Attempt, action: EndAttempt) -> None:
         if attempt.rollout is None:
@@ -274,6 +338,7 @@ class OpenRequests:
             left = home.scratch(self.home) / run_key(request.id, attempt.n)
             shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed here
             key = (request.id, attempt.n)
+            self._evicted.discard(key)
             run_id = self.sights.forget(key)
             if run_id is not None:
                 self._urls[key] = run_id

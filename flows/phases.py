@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 
 from flows.approve import APPROVE_DEPLOYMENT
 from flows.bundles import Bundles
-from flows.context import FlowContext
+from flows.context import FlowContext, flow_spec
 from flows.dataset import dataset
 from flows.looks import Looker
 from flows.probes import Prober, probe_key
@@ -177,7 +177,7 @@ class Lead:
             return Bundles(self.context, say)
         from flows.images import Images  # with the Kubernetes client, which only images need
 
-        return Images(self.context, say)
+        return Images(self.platform.store, flow_spec(), say)
 
     async def watch(self, began: Rollout) -> Next | None:
         """Look every few seconds until something else is to be done; None when somebody else did it."""

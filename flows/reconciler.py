@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from flows.clusters import Clusters
 from flows.open_requests import OpenRequests
 from flows.supervision import Supervision
 from flows.verification import Verification
@@ -27,7 +28,13 @@ class Reconciler:
     """`tick()` once, or `start()` a thread that ticks every `every_s` seconds until `stop()`."""
 
     def __init__(
-        self, platform: Platform, prefect: PrefectApi, spec: PlatformSpec, base: Path, every_s: float = 1.0
+        self,
+        platform: Platform,
+        prefect: PrefectApi,
+        spec: PlatformSpec,
+        base: Path,
+        every_s: float = 1.0,
+        clusters: Clusters | None = None,
     ) -> None:
         self.platform = platform
         self.prefect = prefect
@@ -37,13 +44,14 @@ class Reconciler:
         self._health_at = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.requests = OpenRequests(platform, prefect, spec, base)
+        self.clusters = clusters or Clusters()
+        self.requests = OpenRequests(platform, prefect, spec, base, self.clusters)
         self.supervision = Supervision(platform, prefect)
         self.verification = Verification(platform)
 
     def health(self) -> dict[str, bool]:
-        """Whether each cloud has a live worker, as far as Prefect could be asked."""
-        return {cloud: bool(alive) for cloud, alive in self._workers.items()}
+        """Whether each cloud can take attempts, as far as Prefect and the clusters could be asked."""
+        return self.requests.sights.health(self._workers)
 
     def tick(self) -> None:
         """One pass. A store or Prefect that does not answer is tried again at the next."""
@@ -52,6 +60,7 @@ class Reconciler:
             self.supervision.tick,
             lambda: self.verification.tick(self.platform.state()),
             lambda: self.requests.tick(self._workers, frozenset(self.verification.dark)),
+            self.requests.sweep,
         ):
             try:
                 act()
@@ -59,6 +68,7 @@ class Reconciler:
                 log.warning("%s %s", error.message, error.hint)
 
     def start(self) -> None:
+        self.clusters.start()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._thread.start()
 
@@ -66,6 +76,7 @@ class Reconciler:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+        self.clusters.stop()
 
     def run_url(self, request_id: str, n: int) -> str | None:
         """The attempt's page in Prefect's UI, when this process has seen its run."""

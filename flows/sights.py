@@ -9,20 +9,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flows.clusters import AttemptKey, Clusters
 from lora_ops import keys, reconcile
 from lora_ops.errors import LoraOpsError, ObjectMissing
 from lora_ops.lease import canary_open, may_start, needs_lease
-from lora_ops.reconcile import Run, Sight
+from lora_ops.pods import PodSight
+from lora_ops.reconcile import PREFECT_AWAY, Run, Sight
 from lora_ops.request import Attempt, RequestState
 from lora_ops.routing import Fleet
 from lora_ops.state import AppState, Phase
-from tasks.engine import PREFECT_AWAY
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi, SeenRun
 
 log = logging.getLogger("lora_ops.reconciler")
 
-AttemptKey = tuple[str, int]
 #: Final states that the train flow names when it could not speak to the store.
 SAID = {
     "StoreAway": "store_away",
@@ -53,12 +53,14 @@ class Turn:
 class Sights:
     """One reconciler's eyes. What they remember only saves work."""
 
-    def __init__(self, platform: Platform, prefect: PrefectApi) -> None:
+    def __init__(self, platform: Platform, prefect: PrefectApi, clusters: Clusters) -> None:
         self.platform = platform
         self.store = platform.store
         self.prefect = prefect
+        self.clusters = clusters
         self.runs: dict[AttemptKey, str] = {}
         self._since: dict[AttemptKey, tuple[Run, float]] = {}
+        self._pods: dict[AttemptKey, tuple[PodSight | None, float]] = {}
         self._workers: dict[AttemptKey, str | None] = {}
         self._store_since: float | None = -math.inf  # since when the store answers
 
@@ -82,7 +84,7 @@ class Sights:
             log.warning("%s", error.message)
         return Turn(
             state=state,
-            fleet=self.platform.fleet(state, {cloud: bool(alive) for cloud, alive in workers.items()}),
+            fleet=self.platform.fleet(state, self.health(workers)),
             workers=workers,
             dark=dark,
             now=self.platform.clock.now().latest,
@@ -90,6 +92,13 @@ class Sights:
             runs=runs,
             missing=missing,
         )
+
+    def health(self, workers: Mapping[str, frozenset[str]]) -> dict[str, bool]:
+        """Whether each cloud can take an attempt: a worker is alive, and a cluster's API answers."""
+        return {
+            cloud: bool(alive) and (cloud not in self.clusters or self.clusters.fresh(cloud))
+            for cloud, alive in workers.items()
+        }
 
     def sight(self, request: RequestState, turn: Turn, marker_age_s: float) -> Sight:
         attempt = request.current
@@ -112,6 +121,10 @@ class Sights:
             alive, mine = turn.workers.get(attempt.cloud, frozenset()), self._workers.get(key)
             there = mine in alive if mine is not None else bool(alive)
             worker = reconcile.Worker.ALIVE if there else reconcile.Worker.GONE
+        cloud = turn.state.clouds.get(attempt.cloud)
+        pod, pod_for_s = self._pod(key, attempt.cloud)
+        if pod is not None and pod.phase == "running" and self.clusters.fresh(attempt.cloud):
+            worker = reconcile.Worker.ALIVE  # its node is: what is silent is the attempt
         return Sight(
             marker_age_s=marker_age_s,
             run=run,
@@ -124,12 +137,27 @@ class Sights:
             canary_open=self._canary_open(attempt, turn),
             withdrawn=self._withdrawn(attempt, turn.state),
             other_cloud_open=any(lane.open and lane.cloud != attempt.cloud for lane in turn.fleet.lanes),
+            moving=cloud is not None and cloud.drained and cloud.moving,
+            cluster=attempt.cloud in self.clusters,
+            dark_for_s=self.clusters.silent_s(attempt.cloud),
+            pod=pod,
+            pod_for_s=pod_for_s,
         )
 
     def _unseen(self, key: AttemptKey, turn: Turn) -> Run:
         """No run yet, or one that Prefect has forgotten: both are created; or Prefect is away."""
         run_id = self.runs.get(key)
         return Run.NONE if run_id is None or run_id in turn.missing else Run.UNKNOWN
+
+    def _pod(self, key: AttemptKey, cloud: str) -> tuple[PodSight | None, float]:
+        """What is seen of its pod, and since when that is so."""
+        now, pod = time.monotonic(), self.clusters.pod(cloud, key)
+        known = self._pods.get(key)
+        same = known is not None and (known[0] and known[0].trouble) == (pod and pod.trouble)
+        if known is None or not same or (known[0] and known[0].over) != (pod and pod.over):
+            self._pods[key] = (pod, now)
+            return pod, 0.0
+        return pod, now - known[1]
 
     def _for(self, key: AttemptKey, run: Run) -> float:
         now = time.monotonic()
@@ -183,6 +211,7 @@ class Sights:
     def forget(self, key: AttemptKey) -> str | None:
         """An attempt of a request that is over; the id of its run if one was seen."""
         self._since.pop(key, None)
+        self._pods.pop(key, None)
         self._workers.pop(key, None)
         return self.runs.pop(key, None)
 

@@ -6,12 +6,14 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from flows.context import SPEC_ENV
 from lora_ops import ids
-from lora_ops.errors import BundleError, Refused, UsageError
+from lora_ops.errors import BundleError, ConfigError, Refused, UsageError
+from lora_ops.pipeline import Translation
 from lora_ops.spec import PlatformSpec
-from lora_ops.state import AppState, Source
+from lora_ops.state import BUNDLE, IMAGE, AppState, Policy, Source
 from tasks.platform import Platform
 from tasks.specs import load_spec
 
@@ -37,19 +39,26 @@ def begin_rollout(
     actor: str,
     reason: str = "",
     steps: tuple[int, ...] | None = None,
+    translation: Translation | None = None,
     queue: bool = False,
 ) -> tuple[str, AppState, bool]:
     """(id, state, queued). Raises Refused naming the active rollout unless `queue`.
 
-    Of the queued rollouts of one source the newest wins; an older one is journalled as overtaken.
+    `translation`: of the pipeline document that asks for it. Of the queued rollouts of one source the newest
+    wins; an older one is journalled as overtaken.
     """
     if source.path is not None and not Path(source.path).is_dir():
         raise BundleError(f"{source.path} is not a folder.", "Name a git checkout with `--source DIR`.")
-    policy = spec.policy(steps)
+    policy = rollout_policy(spec, steps, translation)
+    source = source.model_copy(update={"kind": IMAGE if spec.on_kubernetes else BUNDLE})
     rollout_id = ids.new_id(ids.ROLLOUT, time.time(), secrets.randbits(30))
     data = {"id": rollout_id, "source": source.model_dump(), "policy": policy.model_dump(mode="json")}
+    words: dict[str, Any] = {"actor": actor, "reason": reason}
+    if translation is not None:
+        words["reason"] = reason or translation.reason
+        words["evidence"] = {"pipeline": translation.source, "translation": list(translation.lines)}
     try:
-        return rollout_id, platform.record("rollout-started", data, actor=actor, reason=reason), False
+        return rollout_id, platform.record("rollout-started", data, **words), False
     except Refused:
         if not queue or platform.state().rollout is None:
             raise
@@ -61,4 +70,21 @@ def begin_rollout(
                 platform.record("rollout-overtaken", overtaken, actor=actor, reason="a newer one is queued")
             except Refused:
                 continue
-    return rollout_id, platform.record("rollout-queued", data, actor=actor, reason=reason), True
+    return rollout_id, platform.record("rollout-queued", data, **words), True
+
+
+def rollout_policy(
+    spec: PlatformSpec, steps: tuple[int, ...] | None = None, translation: Translation | None = None
+) -> Policy:
+    """The spec's policy with the plan, or the pipeline document, that was given for this rollout.
+
+    ConfigError when a plan begins with probes alone and there are none: that could only run into its deadline.
+    """
+    policy = translation.policy(spec) if translation is not None else spec.policy(steps)
+    mute = [name for name, plan in policy.plans.items() if plan[0] == 0]
+    if mute and policy.probes is None:
+        raise ConfigError(
+            f"The plan of {', '.join(mute)} begins with 0 %, where probes alone judge, and there are none.",
+            "Add `probes: {config: FILE}` to the rollout section of lora-ops.yaml, or begin above 0.",
+        )
+    return policy

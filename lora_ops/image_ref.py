@@ -37,6 +37,12 @@ def full_reference(text: str, spec: PlatformSpec) -> str:
     return f"{repository}@{digest}" if at else f"{repository}:{tag}"
 
 
+def repository_of(reference: str) -> str:
+    """The repository of what `full_reference` gave."""
+    named, at, _ = reference.partition("@")
+    return named if at else reference.rpartition(":")[0]
+
+
 def _repository(named: str, image: ImageSpec) -> str:
     if named in (image.name, image.repository):
         return image.repository

@@ -56,6 +56,7 @@ class PodSight:
     """A Job as its newest pod shows it. `message`: one sentence for people, empty without trouble.
 
     `phase`: `none` when there is no Job. `image_id`: what the node really runs, as its runtime names it.
+    `pod`: its name.
     """
 
     phase: Phase
@@ -64,6 +65,7 @@ class PodSight:
     exit_code: int | None = None
     image_id: str = ""
     node: str = ""
+    pod: str = ""
 
     @property
     def over(self) -> bool:
@@ -92,6 +94,7 @@ def read_job(job: Document, pods: Sequence[Document], events: Sequence[Document]
         exit_code=code if isinstance(code, int) else None,
         image_id=_text(container, "imageID").removeprefix("docker-pullable://"),
         node=_text(pod, "spec", "nodeName"),
+        pod=_text(pod, "metadata", "name"),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lora_ops.gates.samples import COUNTED
+from lora_ops.pods import PodSight, Trouble
 from lora_ops.request import Attempt, AttemptState, RequestState, ResultState
 from lora_ops.state import Track
 
@@ -19,6 +20,15 @@ ABANDON_AFTER_S = 60.0
 MOST_ATTEMPTS = 24  # superseded ones included: a bound on moving about
 MOST_SPILLS = 4  # then it waits its turn: a long queue everywhere must not use its attempts up
 FINAL_CAUSES = frozenset({"user_error"})
+#: EX_TEMPFAIL of sysexits.h: the exit code of a process that could not reach Prefect.
+PREFECT_AWAY = 75
+_POD_CAUSES: dict[Trouble | None, str] = {
+    Trouble.OUT_OF_MEMORY: "out_of_memory",
+    Trouble.EVICTED: "evicted",
+    Trouble.DELETED: "evicted",
+    Trouble.NODE_LOST: "lost_worker",
+    Trouble.DEADLINE: "deadline",
+}
 
 
 class Run(StrEnum):
@@ -48,6 +58,8 @@ class Limits:
     start_deadline_s: float = 300.0
     heartbeat_deadline_s: float = 120.0
     spill_after_s: float = 120.0
+    pull_deadline_s: float = 60.0
+    dark_after_s: float = 20.0
     settle_s: float = 5.0
     worker_verdict_s: float = 30.0
 
@@ -55,7 +67,11 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What is seen of the attempt under way. `run_for_s`: how long its run has been in
-    that state. `said`: the cause that the attempt told through Prefect when it could not reach the store."""
+    that state. `said`: the cause that the attempt told through Prefect when it could not reach the store.
+    `moving`: its cloud is drained, and what runs there goes elsewhere.
+
+    On a kubernetes cloud (`cluster`): `dark_for_s`, how long its API server has been silent; `pod`, what it
+    said of the attempt's pod while it answered, unchanged for `pod_for_s`; None when there is no Job."""
 
     marker_age_s: float = 0.0
     run: Run = Run.UNKNOWN
@@ -68,6 +84,11 @@ class Sight:
     canary_open: bool = True
     withdrawn: bool = False
     other_cloud_open: bool = False
+    moving: bool = False
+    dark_for_s: float = 0.0
+    cluster: bool = False
+    pod: PodSight | None = None
+    pod_for_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +116,11 @@ class EndAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Evict:
+    """Ask the attempt to save a checkpoint and to end; it says so itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     state: ResultState
     cause: str | None
@@ -111,7 +137,7 @@ class Close:
     """The request has its result: only its marker is left to delete."""
 
 
-Action = Nothing | CreateRun | StartAttempt | EndAttempt | Finish | Abandon | Close
+Action = Nothing | CreateRun | StartAttempt | EndAttempt | Evict | Finish | Abandon | Close
 
 
 def decide(request: RequestState, sight: Sight, limits: Limits) -> Action:
@@ -169,6 +195,14 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
         return EndAttempt(
             AttemptState.SUPERSEDED, "superseded", "The canary's lease ran out before it started."
         )
+    if sight.dark_for_s > limits.dark_after_s and not _beats(sight, limits):
+        return _lost("dead_region", f"{attempt.cloud} has not answered for {sight.dark_for_s:.0f} s.")
+    if sight.moving and not sight.started:
+        return EndAttempt(AttemptState.SUPERSEDED, "no_capacity", f"{attempt.cloud} was drained.")
+    if sight.moving and _beats(sight, limits):
+        return Evict()
+    if sight.pod is not None and (end := _pod_end(sight, sight.pod, limits)) is not None:
+        return end
     match sight.run:
         case Run.UNKNOWN:
             return Nothing()
@@ -185,12 +219,40 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
             return Nothing()
         case Run.PENDING:
             if sight.run_for_s > limits.start_deadline_s:
-                return _lost("lost_worker", f"It did not start within {limits.start_deadline_s:.0f} s.")
+                why = f" {sight.pod.message}" if sight.pod is not None else ""
+                return _lost("lost_worker", f"It did not start within {limits.start_deadline_s:.0f} s.{why}")
             return Nothing()
         case Run.RUNNING:
             return _running(sight, limits)
         case Run.ENDED | Run.CANCELLED:
             return _ended(sight, limits)
+
+
+def _beats(sight: Sight, limits: Limits) -> bool:
+    """Whether the attempt itself is heard of, whatever its cloud's API says."""
+    age = sight.heartbeat_age_s
+    return sight.started and age is not None and age <= min(limits.dark_after_s, limits.heartbeat_deadline_s)
+
+
+def _pod_end(sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
+    """The end that its pod shows and nobody else tells; Prefect leaves what never starts pending for ever."""
+    match pod.trouble:
+        case Trouble.IMAGE_PULL | Trouble.CONFIG:
+            cause = "image_pull" if pod.trouble is Trouble.IMAGE_PULL else "misconfigured"
+            return _lost(cause, pod.message) if sight.pod_for_s > limits.pull_deadline_s else None
+        case Trouble.UNSCHEDULABLE:
+            patience = limits.spill_after_s if sight.other_cloud_open else limits.start_deadline_s
+            return _lost("unschedulable", pod.message) if sight.pod_for_s > patience else None
+    if not pod.over or sight.pod_for_s < limits.settle_s:
+        return None
+    if sight.run not in (Run.ENDED, Run.CANCELLED) and sight.pod_for_s < 3 * limits.settle_s:
+        return None  # Prefect may still hear why
+    if sight.said is not None:
+        return _lost(sight.said, f"Its process ended without a word to the store. {pod.message}".strip())
+    if pod.trouble is Trouble.EXITED and pod.exit_code == PREFECT_AWAY:
+        return _lost("prefect_away", pod.message)
+    silent = "no_heartbeat" if sight.started else "exit_before_contact"
+    return _lost(_POD_CAUSES.get(pod.trouble, silent), pod.message or "Its pod ended without a result.")
 
 
 def _running(sight: Sight, limits: Limits) -> Action:
@@ -215,6 +277,10 @@ def _ended(sight: Sight, limits: Limits) -> Action:
     if sight.worker is Worker.UNKNOWN and sight.run_for_s < limits.worker_verdict_s:
         return Nothing()
     told = f" Prefect: {sight.run_detail}" if sight.run_detail else ""
+    if sight.cluster and sight.pod is None and sight.said is None:
+        if sight.dark_for_s > limits.settle_s:
+            return Nothing()  # it answers again, or it is dark
+        return _lost("evicted", f"Its Job is gone from the cluster.{told}")
     if sight.said is not None:
         return _lost(sight.said, f"Its process ended without a word to the store.{told}")
     if sight.started:

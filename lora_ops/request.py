@@ -24,6 +24,11 @@ class AttemptState(StrEnum):
     LOST = "lost"
     SUPERSEDED = "superseded"
 
+    @property
+    def spoke(self) -> bool:
+        """Whether the attempt itself told its end; the others were given up."""
+        return self in (AttemptState.SUCCEEDED, AttemptState.FAILED)
+
 
 class ResultState(StrEnum):
     SUCCEEDED = "succeeded"

@@ -63,12 +63,12 @@ def _cloud_set(state: AppState, data: Data, seq: int) -> AppState:
 
 @rule("cloud-drained")
 def _drained(state: AppState, data: Data, seq: int) -> AppState:
-    return set_cloud(state, data["cloud"], drained=True)
+    return set_cloud(state, data["cloud"], drained=True, moving=bool(data.get("move", False)))
 
 
 @rule("cloud-undrained")
 def _undrained(state: AppState, data: Data, seq: int) -> AppState:
-    return set_cloud(state, data["cloud"], drained=False)
+    return set_cloud(state, data["cloud"], drained=False, moving=False)
 
 
 # --- the queue ----------------------------------------------------------------------------------

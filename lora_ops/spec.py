@@ -198,12 +198,16 @@ class RequestSpec(Section):
     heartbeat_deadline: Seconds = 120.0
     stall_deadline: Seconds = 1800.0
     spill_after: Seconds = 120.0
+    pull_deadline: Seconds = 60.0
+    dark_after: Seconds = 20.0
 
     def limits(self) -> Limits:
         return Limits(
             start_deadline_s=self.start_deadline,
             heartbeat_deadline_s=self.heartbeat_deadline,
             spill_after_s=self.spill_after,
+            pull_deadline_s=self.pull_deadline,
+            dark_after_s=self.dark_after,
         )
 
 

@@ -64,6 +64,8 @@ Plan = Annotated[tuple[int, ...], AfterValidator(check_plan)]
 
 
 class CloudState(Model):
+    """`drained`: it gets no new attempts; `moving`: those that run there go elsewhere."""
+
     name: Annotated[str, Field(min_length=1)]
     kind: str = "local"
     size: Annotated[int, Field(ge=1)] = 1
@@ -71,6 +73,7 @@ class CloudState(Model):
     stable: Annotated[str, Field(min_length=1)]
     previous: str | None = None
     drained: bool = False
+    moving: bool = False
 
 
 BUNDLE, IMAGE = "bundle", "image"

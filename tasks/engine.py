@@ -15,7 +15,7 @@ import sys
 import urllib.request
 from typing import Any, TextIO
 
-#: EX_TEMPFAIL of sysexits.h
+#: EX_TEMPFAIL of sysexits.h; lora_ops.reconcile knows it, too, which this file, run alone, does not import.
 PREFECT_AWAY = 75
 
 

@@ -87,16 +87,22 @@ class PrefectApi:
                 client.__exit__(None, None, None)
 
     def ensure_pool(
-        self, name: str, queues: dict[str, int | None], env: dict[str, str] | None = None
+        self,
+        name: str,
+        queues: dict[str, int | None],
+        *,
+        kind: str = "process",
+        template: dict[str, Any] | None = None,
     ) -> None:
-        """A process work pool and its queues with their limits; changes what differs."""
+        """A work pool of a kind and its queues with their limits; changes what differs.
+
+        `template`: the base job template; by default that of process pools, with our command.
+        """
 
         def act(client: SyncPrefectClient) -> None:
-            template = _process_template(env or {})
+            made = WorkPoolCreate(name=name, type=kind, base_job_template=template or _process_template())
             with suppress(ObjectAlreadyExists):
-                client.create_work_pool(
-                    WorkPoolCreate(name=name, type="process", base_job_template=template), overwrite=True
-                )
+                client.create_work_pool(made, overwrite=True)
             for priority, (queue, limit) in enumerate(queues.items(), start=1):
                 try:
                     client.create_work_queue(
@@ -124,10 +130,14 @@ class PrefectApi:
         parameters: dict[str, Any],
         queue: str | None = None,
         env: dict[str, str] | None = None,
+        variables: dict[str, Any] | None = None,
         tags: Iterable[str] = (),
         name: str | None = None,
     ) -> str:
-        """The id of the run with this idempotency key, created if there is none. Atomic on the server."""
+        """The id of the run with this idempotency key, created if there is none. Atomic on the server.
+
+        `variables`: job variables of the pool's template beside `env`.
+        """
 
         def act(client: SyncPrefectClient) -> str:
             run = client.create_flow_run_from_deployment(
@@ -137,7 +147,7 @@ class PrefectApi:
                 tags=sorted(tags),
                 idempotency_key=key,
                 work_queue_name=queue,
-                job_variables={"env": env} if env else None,
+                job_variables={**({"env": env} if env else {}), **(variables or {})} or None,
             )
             return str(run.id)
 
@@ -269,7 +279,7 @@ def track_queues(size: int) -> dict[str, int | None]:
     return {Track.CANARY.value: size, Track.STABLE.value: size}
 
 
-def _process_template(env: dict[str, str]) -> dict[str, Any]:
+def _process_template() -> dict[str, Any]:
     """Prefect's template for process pools, with our command as its default."""
     return {
         "job_configuration": {
@@ -284,7 +294,7 @@ def _process_template(env: dict[str, str]) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "name": {"type": "string"},
-                "env": {"type": "object", "additionalProperties": {"type": "string"}, "default": env},
+                "env": {"type": "object", "additionalProperties": {"type": "string"}},
                 "labels": {"type": "object", "additionalProperties": {"type": "string"}},
                 "command": {"type": "string", "default": ENGINE_COMMAND},
                 "stream_output": {"type": "boolean", "default": True},

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from lora_ops.errors import ConflictError, LoraOpsError, UnreachableError
+from lora_ops.errors import ConfigError, ConflictError, LoraOpsError, UnreachableError
 from lora_ops.spec import PlatformSpec
 
 PREFECT_START_S = 180.0
 SERVE_START_S = 60.0
+PREFECT_SECRET = "PREFECT_SERVER_API_AUTH_STRING"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -85,6 +86,14 @@ def up(
     spec: SpecOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started.")] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image",
+            metavar="REF",
+            help="The first release of kubernetes clouds; by default this checkout's, built.",
+        ),
+    ] = None,
     yes: YesOption = False,
 ) -> None:
     """Start Prefect's server, a worker a pool, and serve. Run it again to heal."""
@@ -98,7 +107,7 @@ def up(
         else:
             print(f"would start: {', '.join(missing) or 'nothing, all runs'}")
         return
-    bring_up(local, lambda text: print(text, file=sys.stderr, flush=True))
+    bring_up(local, lambda text: print(text, file=sys.stderr, flush=True), image)
     document = {
         "api": local.serve_url,
         "prefect": local.prefect_url.removesuffix("/api"),
@@ -129,8 +138,11 @@ def down(
         print(f"{'would stop' if dry_run else 'stopped'}: {', '.join(running) or 'nothing ran'}")
 
 
-def bring_up(local: Local, say: Callable[[str], None]) -> None:
-    """Start what is missing and wait until it answers. Raises LoraOpsError naming what did not."""
+def bring_up(local: Local, say: Callable[[str], None], image: str | None = None) -> None:
+    """Start what is missing and wait until it answers. Raises LoraOpsError naming what did not.
+
+    `image`: the first release of kubernetes clouds, as `repository@digest` or `repository:tag`.
+    """
     use_prefect(local)
     from tasks.daemons import Daemon, only_one
     from tasks.prefect_api import PrefectApi
@@ -142,10 +154,10 @@ def bring_up(local: Local, say: Callable[[str], None]) -> None:
         server = Daemon("prefect-server", local.base)
         if not prefect.ok():
             _start_prefect(local, server, say)
+        from cli.local.bootstrap import Bootstrap
         from tasks.platform import Platform
 
-        platform = Platform(store, local.spec.app, "lora-ops up")
-        bootstrap(platform, local, say)
+        Bootstrap(Platform(store, local.spec.app, "lora-ops up"), local, say, image).clouds()
         if not prefect.ok():
             _wait(prefect.ok, PREFECT_START_S, "Prefect's server", server, say)
         say("registering work pools and deployments")
@@ -175,49 +187,18 @@ def bring_down(local: Local, say: Callable[[str], None]) -> list[str]:
     return stopped
 
 
-def bootstrap(platform: object, local: Local, say: Callable[[str], None]) -> None:
-    """Every cloud of the spec in the journal; on the first day with this tree as its stable release."""
-    from tasks.bundle import build_bundle, publish
-    from tasks.platform import Platform
-
-    assert isinstance(platform, Platform)
-    state = platform.state()
-    trial = state.rollout.clouds if state.rollout is not None else {}
-    stable = next(
-        (trial[name].before if name in trial else cloud.stable for name, cloud in state.clouds.items()), None
-    )
-    for name, cloud in local.spec.clouds.items():
-        known = state.clouds.get(name)
-        wanted = {"name": name, "kind": cloud.kind, "size": cloud.size, "share": cloud.share}
-        if known is not None and (known.size, known.share) == (cloud.size, cloud.share):
-            continue
-        if known is None and stable is None:
-            root = source_root(local)
-            say(f"building the first release from {root}")
-            stable = publish(platform.store, build_bundle(root, None), created_by="lora-ops up")
-        data = wanted if known is not None else {**wanted, "stable": stable}
-        platform.record("cloud-set", data, reason="lora-ops up")
-    for name in platform.state().clouds.keys() - local.spec.clouds.keys():
-        if not platform.state().clouds[name].drained:
-            platform.record("cloud-drained", {"cloud": name}, reason="it is not in lora-ops.yaml any more")
-
-
-def source_root(local: Local) -> Path:
-    """The tree of the first release: the spec's own folder when it is one, else this installation's."""
-    import trainer
-
-    here = local.spec_path.parent
-    if (here / "trainer" / "__init__.py").is_file() and (here / "flows").is_dir():
-        return here
-    return Path(str(trainer.__file__)).resolve().parent.parent
-
-
 def _plan(local: Local) -> list[tuple[str, bool]]:
     """(name, runs) of the platform's processes, in the order in which they are stopped."""
     from tasks.daemons import Daemon
 
-    names = ["serve", "worker-control", *(f"worker-{name}" for name in local.spec.clouds), "prefect-server"]
+    names = ["serve", *(f"worker-{pool}" for pool in _pools(local)), "prefect-server"]
     return [(name, Daemon(name, local.base).process() is not None) for name in names]
+
+
+def _pools(local: Local) -> list[str]:
+    """The pools whose workers run here; a cluster's runs in it."""
+    clouds = [name for name, cloud in local.spec.clouds.items() if not cloud.on_kubernetes]
+    return ["control", *clouds]
 
 
 def _start_prefect(local: Local, server: object, say: Callable[[str], None]) -> None:
@@ -245,16 +226,29 @@ def _start_prefect(local: Local, server: object, say: Callable[[str], None]) -> 
         "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "60",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    bind = check_prefect_bind(local.spec.prefect.bind or host, os.environ)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", bind, "--port", str(port)]
     server.start(command, env, local.base)
+
+
+def check_prefect_bind(bind: str, env: Mapping[str, str]) -> str:
+    """Prefect's server has no users: whoever reaches it without a secret may run code on every cloud.
+
+    Raises ConfigError for an address beyond this machine without one.
+    """
+    if bind not in LOOPBACK and not env.get(PREFECT_SECRET):
+        raise ConfigError(
+            f"`prefect.bind: {bind}` opens Prefect's API to the network, and {PREFECT_SECRET} is not set.",
+            f"Set {PREFECT_SECRET}=user:password, and PREFECT_API_AUTH_STRING to the same.",
+        )
+    return bind
 
 
 def _start_workers(local: Local, say: Callable[[str], None]) -> None:
     from flows.catalogue import worker_env
     from tasks.daemons import Daemon
-    from tasks.prefect_api import CONTROL_POOL
 
-    for pool in (CONTROL_POOL, *local.spec.clouds):
+    for pool in _pools(local):
         daemon = Daemon(f"worker-{pool}", local.base)
         if daemon.process() is not None:
             continue

@@ -40,6 +40,7 @@ def serve(
 
     from console.app import create_app
     from console.context import ServeContext
+    from flows.clusters import Clusters
     from flows.reconciler import Reconciler
     from tasks.platform import Platform
     from tasks.prefect_api import PrefectApi
@@ -47,7 +48,8 @@ def serve(
 
     platform = Platform(open_store(local.spec.store, prove=True), local.spec.app, "serve")
     prefect = PrefectApi(local.prefect_url)
-    reconciler = Reconciler(platform, prefect, local.spec, local.base)
+    clusters = Clusters.of(local.spec)
+    reconciler = Reconciler(platform, prefect, local.spec, local.base, clusters=clusters)
     context = ServeContext(
         spec=local.spec,
         spec_path=local.spec_path,
@@ -57,6 +59,8 @@ def serve(
         token=token,
         run_url=reconciler.run_url,
         health=reconciler.health,
+        problem=clusters.problem,
+        trouble=lambda cloud, request, n: clusters.trouble(cloud, (request, n)),
     )
     reconciler.start()
     try:

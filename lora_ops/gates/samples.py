@@ -34,6 +34,8 @@ class Cause(StrEnum):
     PREFECT_AWAY = "prefect_away"
     NO_CAPACITY = "no_capacity"
     UNSCHEDULABLE = "unschedulable"
+    MISCONFIGURED = "misconfigured"
+    DEADLINE = "deadline"
     USER_ERROR = "user_error"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
