@@ -10,7 +10,7 @@ import typer
 from cli.rollouts import follow_rollout
 from cli.session import Session
 from cli.text import pairs
-from lora_ops.errors import UsageError
+from lora_ops.errors import ConfigError, UsageError, nearest
 
 
 def deploy(
@@ -32,6 +32,14 @@ def deploy(
         str | None,
         typer.Option("--release", metavar="DIGEST", help="A release that exists; nothing is built."),
     ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="REF", help="An image: repo:tag or repo@sha256:…; nothing is built."),
+    ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option("--pipeline", metavar="FILE", help="A pipeline's JSON document: image, plans, gates."),
+    ] = None,
     plan: Annotated[
         str | None,
         typer.Option("--plan", metavar="10,50,100", help="Canary weights, instead of lora-ops.yaml's."),
@@ -48,20 +56,30 @@ def deploy(
     """Bring a new release of the trainer out, by canary.
 
     A few percent of the training requests reach the new release; its gates decide whether it is promoted or
-    rolled back. With --wait: exits 0 promoted, 9 rolled back, 1 aborted or failed, 8 awaiting approval with
-    --no-wait-approval. Exits 6 when another rollout is active.
+    rolled back. A tag is resolved to its digest once, at the start. --pipeline with --dry-run shows what
+    became of each key of the document. With --wait: exits 0 promoted, 9 rolled back, 1 aborted or failed,
+    8 awaiting approval with --no-wait-approval. Exits 6 when another rollout is active.
     """
-    if release is not None and (source is not None or revision is not None or dirty):
-        raise UsageError(
-            "--release names a release that exists: it goes without --source, --revision and --dirty."
-        )
     if dirty and revision is not None:
         raise UsageError("--dirty builds the working tree: it goes without --revision.")
+    ready = {"--release": release, "--image": image, "--pipeline": pipeline}
+    given = [option for option, value in ready.items() if value is not None]
+    building = {"--source": source, "--revision": revision, "--dirty": dirty or None}
+    clash = given + [option for option, value in building.items() if value is not None]
+    if given and len(clash) > 1:
+        raise UsageError(
+            f"{given[0]} names what is there already: it goes without {', '.join(clash[1:])}.",
+            "Give one of --source, --release, --image and --pipeline.",
+        )
+    if pipeline is not None and plan is not None:
+        raise UsageError("A pipeline document has the plans: --pipeline goes without --plan.")
     body: dict[str, Any] = {
-        "source": None if release else _checkout(source or Path(".")),
+        "source": None if given else _checkout(source or Path(".")),
         "revision": revision,
         "dirty": dirty,
         "release": release,
+        **({"image": image} if image is not None else {}),
+        **(_document(pipeline) if pipeline is not None else {}),
         "canary": True,  # there is no other way, with or without the option
         "queue": queue,
         "plan": _weights(plan),
@@ -75,15 +93,31 @@ def deploy(
         planned = session.api.post("/rollouts", {**body, "dry_run": True})
         for line in pairs(planned):
             session.note(line)
+        if found := (planned.get("source") or {}).get("image"):
+            body["image"] = found  # what was shown: a tag may move until the answer
     session.confirm("Start this rollout?", destructive=False)
     document = session.api.post("/rollouts", body)
     name = str(document["id"])
+    if found := (document.get("source") or {}).get("image"):
+        session.note(f"image {found}")
     if wait:
         session.note(f"rollout {name}")
         return follow_rollout(session, name, wait_approval=not no_wait_approval)
     state = document.get("phase") or "started"
     session.emit(document, [f"rollout {name} is {state}: lora-ops rollout watch {name}"], [name])
     return 0
+
+
+def _document(path: Path) -> dict[str, str]:
+    try:
+        return {"pipeline": path.read_text(encoding="utf-8"), "pipeline_source": str(path)}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}.", "Save it as UTF-8.") from None
+    except OSError as error:
+        beside = [each.name for each in path.parent.glob("*.json")] if path.parent.is_dir() else []
+        raise UsageError(
+            f"--pipeline {path} cannot be read: {error.strerror}.", nearest(path.name, beside)
+        ) from None
 
 
 def _checkout(folder: Path) -> str:

@@ -11,13 +11,13 @@ from console import rollout_views as views
 from console.bodies import Deploy
 from console.reader import Reader, ReaderDep
 from console.views import Json, document
-from flows.start import begin_rollout, rollout_policy
+from flows.start import begin_rollout, release_kind, rollout_policy
 from lora_ops.errors import ConfigError, ConflictError, NotFoundError, UsageError, nearest
 from lora_ops.image_ref import full_reference, repository_of
 from lora_ops.pipeline import Translation, translate
 from lora_ops.rollout import apply
 from lora_ops.spec import PlatformSpec
-from lora_ops.state import BUNDLE, IMAGE, AppState, Policy, Source
+from lora_ops.state import AppState, Policy, Source
 from tasks.releases import find_release
 from tasks.source_tree import read_folder, read_revision
 
@@ -29,7 +29,8 @@ def start(reader: ReaderDep, body: Deploy, response: Response) -> Json:
     """201 when it started, 202 when it is queued, 200 for a dry run, 409 during another rollout."""
     translation = _translation(reader, body)
     policy = _policy(reader, body, translation)
-    source = _source(reader, body, translation)
+    kind = release_kind(reader.context.spec)
+    source = _source(reader, body, translation).model_copy(update={"kind": kind})
     state = reader.state()
     if body.dry_run:
         response.status_code = 200
@@ -111,16 +112,16 @@ def _image(spec: PlatformSpec, named: str, pinned: str | None) -> Source:
     from tasks.images import Registries
 
     digest = Registries(spec.insecure_registries).resolve(reference)
-    return Source(kind=IMAGE, image=f"{repository_of(reference)}@{digest}")
+    return Source(image=f"{repository_of(reference)}@{digest}")
 
 
 def _release(reader: Reader, digest: str) -> str:
     """The whole digest. UsageError for a release of a kind that these clouds do not run."""
     found = find_release(reader.store, digest)
-    wanted = IMAGE if reader.context.spec.on_kubernetes else BUNDLE
+    wanted = release_kind(reader.context.spec)
     if found.kind != wanted:
         raise UsageError(
-            f"{found.digest} is a release of kind {found.kind}; the clouds of this platform run kind {wanted}.",
+            f"{found.digest} is a release of kind {found.kind}; these clouds run kind {wanted}.",
             "See `lora-ops release ls`.",
         )
     return found.digest

@@ -50,7 +50,7 @@ def begin_rollout(
     if source.path is not None and not Path(source.path).is_dir():
         raise BundleError(f"{source.path} is not a folder.", "Name a git checkout with `--source DIR`.")
     policy = rollout_policy(spec, steps, translation)
-    source = source.model_copy(update={"kind": IMAGE if spec.on_kubernetes else BUNDLE})
+    source = source.model_copy(update={"kind": release_kind(spec)})
     rollout_id = ids.new_id(ids.ROLLOUT, time.time(), secrets.randbits(30))
     data = {"id": rollout_id, "source": source.model_dump(), "policy": policy.model_dump(mode="json")}
     words: dict[str, Any] = {"actor": actor, "reason": reason}
@@ -73,12 +73,17 @@ def begin_rollout(
     return rollout_id, platform.record("rollout-queued", data, **words), True
 
 
+def release_kind(spec: PlatformSpec) -> str:
+    """What a release is on the clouds of this platform."""
+    return IMAGE if spec.on_kubernetes else BUNDLE
+
+
 def rollout_policy(
     spec: PlatformSpec, steps: tuple[int, ...] | None = None, translation: Translation | None = None
 ) -> Policy:
     """The spec's policy with the plan, or the pipeline document, that was given for this rollout.
 
-    ConfigError when a plan begins with probes alone and there are none: that could only run into its deadline.
+    ConfigError when a plan begins with probes alone and there are none: it could only run into its deadline.
     """
     policy = translation.policy(spec) if translation is not None else spec.policy(steps)
     mute = [name for name, plan in policy.plans.items() if plan[0] == 0]
