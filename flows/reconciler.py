@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flows.clusters import Clusters
 from flows.open_requests import OpenRequests
+from flows.sizes import Sizes
 from flows.supervision import Supervision
 from flows.verification import Verification
 from lora_ops.errors import LoraOpsError
@@ -48,6 +49,7 @@ class Reconciler:
         self.requests = OpenRequests(platform, prefect, spec, base, self.clusters)
         self.supervision = Supervision(platform, prefect)
         self.verification = Verification(platform)
+        self.sizes = Sizes(prefect)
 
     def health(self) -> dict[str, bool]:
         """Whether each cloud can take attempts, as far as Prefect and the clusters could be asked."""
@@ -61,6 +63,7 @@ class Reconciler:
             lambda: self.verification.tick(self.platform.state()),
             lambda: self.requests.tick(self._workers, frozenset(self.verification.dark)),
             self.requests.sweep,
+            lambda: self.sizes.tick(self.platform.state()),
         ):
             try:
                 act()

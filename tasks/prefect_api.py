@@ -114,6 +114,17 @@ class PrefectApi:
 
         self._call(act, self._patient)
 
+    def limit_queues(self, pool: str, limits: dict[str, int | None]) -> None:
+        """How many runs of each queue may run at once. NotFoundError when there is no such queue."""
+
+        def act(client: SyncPrefectClient) -> None:
+            for queue, limit in limits.items():
+                found = client.read_work_queue_by_name(queue, work_pool_name=pool)
+                if found.concurrency_limit != limit:
+                    client.update_work_queue(found.id, concurrency_limit=limit)
+
+        self._call(act)
+
     def has_pool(self, name: str) -> bool:
         """Whether there is such a work pool."""
         try:

@@ -36,6 +36,7 @@ class StandInPrefect(PrefectApi):
     by_key: dict[str, StandInRun] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     creations: list[str] = field(default_factory=list)
+    limits: dict[str, dict[str, int | None]] = field(default_factory=dict)
     live: dict[str, dict[str, float]] = field(default_factory=dict)
     _numbers: Any = field(default_factory=itertools.count)
 
@@ -64,6 +65,9 @@ class StandInPrefect(PrefectApi):
             return self.by_key[key].id
 
         return str(self._act("create_run", act))
+
+    def limit_queues(self, pool: str, limits: dict[str, int | None]) -> None:
+        self._act("limit_queues", lambda: self.limits.update({pool: limits}))
 
     def runs(self, run_ids: Iterable[str]) -> dict[str, SeenRun]:
         wanted = set(run_ids)
