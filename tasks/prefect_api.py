@@ -21,7 +21,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, Settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_CLIENT_MAX_RETRIES, Settings
 from prefect.states import Cancelled, Cancelling
 
 from lora_ops.errors import NotFoundError, UnreachableError
@@ -70,6 +70,7 @@ class PrefectApi:
         self._deployments: dict[str, UUID] = {}
         context = get_settings_context()
         self._profile = context.profile
+        self._auth = PREFECT_API_AUTH_STRING.value_from(context.settings)
         self._patient = context.settings
         self._hasty = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
 
@@ -258,7 +259,7 @@ class PrefectApi:
                     with suppress(httpx.TransportError):  # perhaps a connection that an earlier server left
                         return _twice(act, known)
                 self.close()
-                self._client = SyncPrefectClient(self.api_url).__enter__()
+                self._client = SyncPrefectClient(self.api_url, auth_string=self._auth).__enter__()
                 return _twice(act, self._client)
             except ObjectNotFound as error:
                 raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
