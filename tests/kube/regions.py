@@ -1,9 +1,13 @@
 """The clusters that the suite runs on, and what can be done to a whole region of them.
 
-By default those of three local clusters. LORA_OPS_KUBE_CLOUDS names others as `context=registry` pairs (of
-the contexts of KUBECONFIG), LORA_OPS_KUBE_REPOSITORY where images are pushed, LORA_OPS_KUBE_BASE their base
-image, LORA_OPS_KUBE_HOST the address by which pods reach this machine, LORA_OPS_KUBE_REGIONS a program that
-knows `freeze`, `thaw`, `kill` and `start NAME`.
+By default those of three local clusters. Otherwise these variables tell:
+
+LORA_OPS_KUBE_CLOUDS       `context=registry` pairs, of the contexts of KUBECONFIG
+LORA_OPS_KUBE_REPOSITORY   where images are pushed
+LORA_OPS_KUBE_BASE         their base image
+LORA_OPS_KUBE_IMAGE        the digest of an image there with this lock, so that none is built
+LORA_OPS_KUBE_HOST         the address by which pods reach this machine
+LORA_OPS_KUBE_REGIONS      a program that knows `freeze`, `thaw`, `kill` and `start CONTEXT`
 """
 
 from __future__ import annotations

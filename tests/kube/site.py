@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,20 @@ from typing import Any
 import httpx
 import yaml
 
+from lora_ops import keys
+from lora_ops.request import RequestState
 from lora_ops.spec import PlatformSpec
 from lora_ops.state import Source
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi
+from tasks.source_tree import BUNDLE_FOLDERS
 from tasks.specs import load_spec
 from tasks.store import open_store
+from tests.console.prometheus_site import Site as Prometheus
 from tests.flows.site import BY_SEED, Site, eventually, free_port
 from tests.kube.regions import BASE, REPOSITORY, Region, host_address, kubectl
-from tests.kube.thin_image import thin_image
-from tests.stub.make import REPO, make_stub_config
+from tests.kube.thin_image import tag_image, thin_image
+from tests.stub.make import REPO, make_stub_config, make_stub_source
 
 CODE = "opt/lora-ops"
 ROLLOUT: dict[str, Any] = {
@@ -61,7 +66,9 @@ class KubeSite(Site):
         self.real = real
         self.store_pid = 0
         self.config = make_stub_config(folder / "cfg")
-        self.prefect_port, self.store_port = free_port(), store_port
+        self.prefect_port, self.store_port, self.serve_port = free_port(), store_port, free_port()
+        self.prometheus = Prometheus(folder / "prometheus", free_port())
+        shutil.copy(REPO / "examples" / "pipeline.json", folder)
         self.write_spec()
         self.good = self.image()
         os.environ.update(self.own_env())  # this process asks Prefect and the store, too
@@ -92,9 +99,10 @@ class KubeSite(Site):
             "app": "stubs",
             "store": "s3://stubs/platform",
             "prefect": {"api_url": f"http://127.0.0.1:{self.prefect_port}/api", "bind": "0.0.0.0"},
-            "serve": {"port": free_port()},
+            "serve": {"port": self.serve_port},
             "image": {"repository": REPOSITORY, "base": BASE},
             "clouds": clouds,
+            "providers": {"prometheus-prod": {"url": self.prometheus.url, "timeout": "5s"}},
             "rollout": ROLLOUT,
             "requests": REQUESTS,
         }
@@ -122,14 +130,18 @@ class KubeSite(Site):
     # --- images ---
 
     def image(self, files: dict[str, bytes] | None = None, **behaviour: Any) -> str:
-        """The digest of a release that nobody has deployed yet: the stand-in trainer, one layer on this
-        checkout's image. `files`: further ones, by their path in the image."""
+        """The digest of a release that nobody has deployed yet: the stand-in trainer and this tree's code,
+        one layer on the real image. `files`: further ones, by their path in the image."""
         self.made += 1
         facts = {"by_seed": BY_SEED, "number": self.made, "site": self.namespace, **behaviour}
-        stub = REPO / "tests" / "stub" / "trainer"
-        layer = {f"{CODE}/trainer/{path.name}": path.read_bytes() for path in stub.glob("*.py")}
-        layer[f"{CODE}/trainer/behaviour.json"] = json.dumps(facts).encode()
-        return thin_image(REPOSITORY, self.real, layer | (files or {}), f"{CODE}/trainer")
+        source = make_stub_source(self.folder / "sources" / str(self.made), **facts)
+        layer = {
+            f"{CODE}/{path.relative_to(source).as_posix()}": path.read_bytes()
+            for path in source.rglob("*")
+            if path.is_file()
+        }
+        folders = [f"{CODE}/{name}" for name in BUNDLE_FOLDERS]
+        return thin_image(REPOSITORY, self.real, layer | (files or {}), folders)
 
     def deploy(self, digest: str, **rollout: Any) -> str:
         """Start a rollout of an image by its digest; its id."""
@@ -139,6 +151,33 @@ class KubeSite(Site):
         where = Source(kind="image", image=f"{REPOSITORY}@{digest}")
         return begin_rollout(self.platform, spec, where, actor="test")[0]
 
+    def broken_image(self) -> str:
+        """A digest that every registry holds and no node can unpack."""
+        return thin_image(REPOSITORY, self.good, {f"{CODE}/x": secrets.token_bytes(8)}, torn=True)
+
+    def tag(self, digest: str, tag: str) -> None:
+        tag_image(REPOSITORY, digest, tag)
+
+    # --- requests ---
+
+    def moved_from(self, request_id: str, cloud: str) -> RequestState | None:
+        """The request once an attempt of it runs on another cloud."""
+        state = self.platform.request(request_id)
+        last = state.attempts[-1]
+        moved = last.cloud != cloud and self.exists(keys.heartbeat(request_id, last.n))
+        return state if moved else None
+
+    def resumed_from(self, request_id: str) -> int:
+        """The step at which the successful attempt began."""
+        state = self.platform.request(request_id)
+        assert state.result is not None
+        (began,) = [
+            event
+            for event in self.trainer_events(request_id, state.result.attempt or 0)
+            if event["event"] == "start"
+        ]
+        return int(began["resumed_from_step"])
+
     # --- the clusters ---
 
     def up(self) -> None:
@@ -147,6 +186,7 @@ class KubeSite(Site):
         done = self.cli("up", "--image", f"{REPOSITORY}@{self.good}", timeout_s=600)
         assert done.returncode == 0, done.stderr
         eventually(lambda: all(self.healthy().values()) or None, "every cloud is up", 180)
+        self.prometheus.start(f"127.0.0.1:{self.serve_port}")
 
     def _prepare(self, region: Region) -> None:
         """What its administrator does: the namespace, two secrets, and the rendered manifests."""
@@ -194,6 +234,8 @@ class KubeSite(Site):
 
     def stop(self) -> list[str]:
         left = super().stop()
+        if self.prometheus.process is not None:
+            self.prometheus.kill()
         for region in self.regions.values():
             kubectl(region.context, "delete", "namespace", self.namespace, "--wait=false", check=False)
         return left

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import httpx
 
@@ -17,17 +17,18 @@ MANIFEST = (
 )
 
 
-def thin_image(repository: str, base: str, files: Mapping[str, bytes], replaced: str = "") -> str:
+def thin_image(
+    repository: str, base: str, files: Mapping[str, bytes], replaced: Collection[str] = (), torn: bool = False
+) -> str:
     """The digest of `repository`'s image `base` (a digest) with `files` (path: content) on top.
 
-    `replaced`: a folder of which only what is in `files` stays.
+    `replaced`: folders of which only what is in `files` stays. `torn`: the layer is no archive at all.
     """
-    host, _, path = repository.partition("/")
-    with httpx.Client(base_url=f"http://{host}/v2/{path}", timeout=60) as registry:
+    with _registry(repository) as registry:
         manifest = registry.get(f"manifests/{base}", headers={"Accept": ", ".join(MANIFEST)}).json()
         config = registry.get(f"blobs/{manifest['config']['digest']}").json()
         tar = _layer(files, replaced)
-        layer = gzip.compress(tar, mtime=0)
+        layer = b"torn" + tar if torn else gzip.compress(tar, mtime=0)
         config["rootfs"]["diff_ids"].append(_digest(tar))
         config.setdefault("history", []).append({"created_by": "a thin layer"})
         made = json.dumps(config).encode()
@@ -44,6 +45,19 @@ def thin_image(repository: str, base: str, files: Mapping[str, bytes], replaced:
         return _digest(body)
 
 
+def tag_image(repository: str, digest: str, tag: str) -> None:
+    """Let a tag name the image."""
+    with _registry(repository) as registry:
+        found = registry.get(f"manifests/{digest}", headers={"Accept": ", ".join(MANIFEST)})
+        headers = {"Content-Type": found.headers["Content-Type"]}
+        registry.put(f"manifests/{tag}", content=found.content, headers=headers).raise_for_status()
+
+
+def _registry(repository: str) -> httpx.Client:
+    host, _, path = repository.partition("/")
+    return httpx.Client(base_url=f"http://{host}/v2/{path}", timeout=60)
+
+
 def _upload(registry: httpx.Client, blob: bytes) -> None:
     begun = registry.post("blobs/uploads/")
     begun.raise_for_status()
@@ -51,14 +65,14 @@ def _upload(registry: httpx.Client, blob: bytes) -> None:
     registry.put(where, content=blob).raise_for_status()
 
 
-def _layer(files: Mapping[str, bytes], replaced: str) -> bytes:
+def _layer(files: Mapping[str, bytes], replaced: Collection[str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        if replaced:
-            folder = tarfile.TarInfo(replaced)
+        for path in replaced:
+            folder = tarfile.TarInfo(path)
             folder.type, folder.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(folder)
-            tar.addfile(tarfile.TarInfo(f"{replaced}/.wh..wh..opq"))
+            tar.addfile(tarfile.TarInfo(f"{path}/.wh..wh..opq"))
         for path, content in sorted(files.items()):
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode = len(content), 0o644
