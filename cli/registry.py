@@ -97,13 +97,17 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
             "undrain": ("cli.clouds:undrain", "Take a cloud back into service.", WRITE),
         },
     ),
+    "manifests": (
+        "Kubernetes manifests of the platform.",
+        {"render": ("cli.local.manifests:render", "Print them, or write a file a cloud, for GitOps.", OWN)},
+    ),
 }
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "This machine": ("init", "doctor", "up", "down", "serve", "demo"),
     "Deliver": ("deploy", "rollout", "release", "gate"),
     "Train": ("train", "runs", "data"),
-    "Platform": ("status", "cloud", "version", "help"),
+    "Platform": ("status", "cloud", "manifests", "version", "help"),
 }
 
 

@@ -14,6 +14,7 @@ CODE = "/opt/lora-ops"
 #: The engine in our wrapper; `-P` keeps the folders of the file and of the container off the path.
 ENGINE = ["python", "-P", f"{CODE}/tasks/engine.py"]
 SCRATCH = "/scratch"
+HOME = f"{SCRATCH}/lora-ops"
 COMPONENT = "lora-ops/component"
 CHECK_DEADLINE_S = 3600
 CHECK_TTL_S = 600
@@ -27,8 +28,8 @@ def worker_name(name: str) -> str:
 def job_template(name: str, cloud: CloudSpec, app: str) -> dict[str, Any]:
     """The base job template of the cloud `name`'s Kubernetes work pool.
 
-    A run sets `image`, and may set `env` (merged with the default), `labels` (strings), `name` (of the Job, a DNS
-    label) and `command` (a list of strings).
+    A run sets `image`, and may set `env` (merged with the default), `labels` (strings), `name` (a DNS label,
+    with which the Job's name begins) and `command` (a list of strings).
     """
     labels = _labels(name, app, "trainer")
     job = _job(
@@ -73,7 +74,7 @@ def check_job(
 ) -> Manifest:
     """A Job on the cloud `name` that runs `command` in `image`, in the very shape of an attempt.
 
-    Its name is made of `purpose` (lower case, digits and -) and the cloud's name: the same twice is the same Job.
+    Its name is made of `purpose` (lower case, digits and -) and of `name`: twice the same is one Job.
     """
     job = _job(
         cloud,
@@ -97,11 +98,11 @@ def check_job(
 
 def pod_env(name: str, cloud: CloudSpec, app: str) -> dict[str, str]:
     """What every trainer's pod has in its environment; the cloud's own `env` comes last."""
-    cache = cloud.volume_path if cloud.volume_claim else SCRATCH
+    cache = cloud.volume_path if cloud.volume_claim else HOME
     return {
         **scratch_env(),
         "LORA_OPS_APP": app,
-        "LORA_OPS_HOME": SCRATCH,
+        "LORA_OPS_HOME": HOME,
         "LORA_OPS_CACHE": f"{cache}/cache",
         "LORA_OPS_WORKER": worker_name(name),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

@@ -1,6 +1,6 @@
-"""Kubernetes manifests from the templates of deployments/kubernetes: YAML with `<< values >>`, filled in as JSON.
+"""Kubernetes manifests from the templates of deployments/kubernetes: YAML with `<< values >>`.
 
-JSON is YAML, so a value can never become a key, a list or a comment.
+Values are filled in as JSON, which is YAML: none can become a key, a list or a comment.
 """
 
 from __future__ import annotations
@@ -27,14 +27,24 @@ def render_template(template: str, /, **values: Any) -> list[Manifest]:
 
 def dump(manifests: list[Manifest]) -> str:
     """One YAML stream, keys in the templates' order: the same manifests give the same text."""
-    return "".join(f"---\n{yaml.dump(each, Dumper=_Plain, sort_keys=False, width=110)}" for each in manifests)
+    return "".join(
+        f"---\n{yaml.dump(each, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)}"
+        for each in manifests
+    )
 
 
 class _Plain(yaml.SafeDumper):
-    """No anchors: what two pods share is written twice."""
+    """No anchors (what two pods share is written twice), and files in ConfigMaps line by line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Plain.add_representer(str, _text)
 
 
 #: What JSON lets stand in a string and YAML does not, or takes for the end of a line.

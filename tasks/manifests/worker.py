@@ -29,8 +29,8 @@ def worker_manifests(
 ) -> list[Manifest]:
     """Everything that the cloud `name` needs in its cluster, in the order in which it is applied.
 
-    `image`: the worker's, by digest; None leaves its Deployment out. `egress`: the networks (CIDR) that pods may
-    reach; by default all but the link-local ones.
+    `image`: the worker's, by digest; None leaves its Deployment out. `egress`: the networks (CIDR) that pods
+    may reach; by default all but the link-local ones.
     """
     return [
         *namespace_manifests(cloud.namespace),
