@@ -35,15 +35,15 @@ class Folder:
 
 @dataclass(slots=True)
 class Plan:
-    """What is missing. `differs`: objects that never change, and are not of the same size in both stores.
-    `entries`: missing entries of each journal, in order."""
+    """What is missing. `entries`: of each journal, in order. Not of the same size in both stores: `apart`, a
+    journal's entries; `differs`, other objects that never change."""
 
     folders: list[Folder] = field(default_factory=list)
     objects: Metas = field(default_factory=list)
     tales: Metas = field(default_factory=list)
     entries: dict[str, Metas] = field(default_factory=dict)
+    apart: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
-    have: int = 0
 
     def metas(self) -> Iterator[Meta]:
         """Every object that is to be copied."""
@@ -85,7 +85,6 @@ def make_plan(source: Store, there: Mapping[str, int], still_open: Iterable[str]
                 _one(plan, meta, there, unfinished)
     for prefix, entries in journals.items():
         _journal(plan, prefix, entries, there)
-    plan.have = len(there)
     return plan
 
 
@@ -136,6 +135,6 @@ def _journals(listed: Iterable[Meta]) -> dict[str, Metas]:
 
 def _journal(plan: Plan, prefix: str, entries: Metas, there: Mapping[str, int]) -> None:
     missing = [meta for meta in entries if meta.key not in there]
-    plan.differs += [meta.key for meta in entries if there.get(meta.key, meta.size) != meta.size]
+    plan.apart += [meta.key for meta in entries if there.get(meta.key, meta.size) != meta.size]
     if missing:
         plan.entries[prefix] = missing

@@ -113,9 +113,8 @@ def check_two(store: Store, backup: Store) -> None:
 
 def _check_together(source: Store, target: Store, there: dict[str, int], plan: Plan) -> None:
     """ConflictError when the newest entry that both hold of an app's journal is not the same."""
-    for key in plan.differs:
-        if key.startswith(("journal/", "requests/")):
-            raise apart(target, key)
+    for key in plan.apart:
+        raise apart(target, key)
     for app in source.list_folders("journal"):
         common = {meta.key for meta in source.list(f"journal/{app}")} & there.keys()
         newest = max(common, default=None)
