@@ -2,12 +2,13 @@
 # make test    sets everything up, then passes the checks and the tests
 # make setup   only the .venv (PYTHON=/path/to/python3 picks the interpreter)
 # make lint    style, types and floors; make format mends the style
+# make prove-kube  every scenario on the clusters of KUBECONFIG (tests/kube/regions.py); about an hour and a half
 # make bench   the measurements of benchmarks/
 # make clean   removes what the others made
 
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test prove-kube lint format bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -20,6 +21,10 @@ demo: setup
 
 test: lint
 	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+
+prove-kube: SHELL := /bin/bash
+prove-kube: setup
+	@LORA_OPS_PROVE=1 $(BIN)/python -m pytest -rA -s tests/kube $(PYTEST) 2>&1 | tee prove-kube.log; exit $${PIPESTATUS[0]}
 
 lint: setup
 	@$(BIN)/ruff check

@@ -18,10 +18,13 @@ from tests.stub.make import REPO
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not os.environ.get("KUBECONFIG"):
-        for item in items:
-            if "/kube/" in item.path.as_posix():
-                item.add_marker(pytest.mark.skip(reason="KUBECONFIG names no clusters"))
+    for item in items:
+        if item.path.parent.name != "kube":
+            continue
+        if not os.environ.get("KUBECONFIG"):
+            item.add_marker(pytest.mark.skip(reason="KUBECONFIG names no clusters"))
+        elif item.get_closest_marker("prove") and not os.environ.get("LORA_OPS_PROVE"):
+            item.add_marker(pytest.mark.skip(reason="`make prove-kube` runs it"))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import httpx
 import yaml
 
 from lora_ops import keys
+from lora_ops.gates.statistics import Verdict
 from lora_ops.request import RequestState
 from lora_ops.spec import PlatformSpec
 from lora_ops.state import Source
@@ -49,6 +50,7 @@ REQUESTS = {
     "spill_after": "90s",
     "pull_deadline": "15s",
     "dark_after": "15s",
+    "stall_deadline": "45s",
 }
 
 
@@ -158,7 +160,29 @@ class KubeSite(Site):
     def tag(self, digest: str, tag: str) -> None:
         tag_image(REPOSITORY, digest, tag)
 
+    def reference(self, digest: str) -> str:
+        return f"{REPOSITORY}@{digest}"
+
+    def active_id(self) -> str:
+        rollout = self.platform.state().rollout
+        assert rollout is not None
+        return rollout.id
+
+    def failing_gates(self, rollout: str) -> set[str]:
+        """The gates that the newest look found failed."""
+        results = self.platform.looks(rollout)[-1].look.results
+        return {result.gate for result in results if result.verdict is Verdict.FAIL}
+
     # --- requests ---
+
+    def told(self, words: str) -> str | None:
+        """What an attempt under way says of itself, if it holds the words."""
+        for each in self.open_requests():
+            answer = self.api.get(f"/requests/{each}")
+            for attempt in answer.json().get("attempts", []):
+                if words in attempt["message"]:
+                    return str(attempt["message"])
+        return None
 
     def moved_from(self, request_id: str, cloud: str) -> RequestState | None:
         """The request once an attempt of it runs on another cloud."""
@@ -203,6 +227,10 @@ class KubeSite(Site):
             kubectl(region.context, "-n", self.namespace, "apply", "-f", "-", given=json.dumps(secret))
         kubectl(region.context, "apply", "-f", "-", given=rendered.stdout)
 
+    def region(self, cloud: str, *args: str) -> str:
+        """kubectl in the cloud's namespace."""
+        return kubectl(self.regions[cloud].context, "-n", self.namespace, *args)
+
     def healthy(self) -> dict[str, bool]:
         answer = self.api.get("/clouds")
         assert answer.status_code == 200, answer.text
@@ -210,27 +238,22 @@ class KubeSite(Site):
 
     def jobs(self, cloud: str) -> list[dict[str, Any]]:
         """The Jobs of attempts, as the cluster's API server holds them."""
-        text = kubectl(
-            self.regions[cloud].context,
-            "-n",
-            self.namespace,
-            "get",
-            "jobs",
-            "-l",
-            "lora-ops/request",
-            "-o",
-            "json",
-        )
+        text = self.region(cloud, "get", "jobs", "-l", "lora-ops/request", "-o", "json")
         found: list[dict[str, Any]] = json.loads(text)["items"]
         return found
 
     def active_jobs(self) -> list[str]:
-        return [
-            f"{cloud}/{job['metadata']['name']}"
-            for cloud in self.regions
-            for job in self.jobs(cloud)
-            if job["status"].get("active")
-        ]
+        return [name for cloud in self.regions for name in self.active_jobs_of(cloud)]
+
+    def active_jobs_of(self, cloud: str) -> list[str]:
+        jobs = [job for job in self.jobs(cloud) if job["status"].get("active")]
+        return [f"{cloud}/{job['metadata']['name']}" for job in jobs]
+
+    def kill_flow(self) -> None:
+        """SIGKILL to the process of the deploy flow."""
+        children = self.daemon("worker-control").children(recursive=True)
+        (flow, *_) = [each for each in children if "engine.py" in " ".join(each.cmdline())]
+        flow.kill()
 
     def stop(self) -> list[str]:
         left = super().stop()

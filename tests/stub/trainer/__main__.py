@@ -18,6 +18,7 @@ DEFAULTS = {
     "cause": "trainer",
     "checkpoint_every": 2,
     "memory_bytes": 10**8,
+    "loss": 1.0,  # of the first step
     "by_seed": {},  # a config's `seed` may choose another behaviour: one release, many requests
 }
 
@@ -63,7 +64,7 @@ def main() -> int:
             "step",
             step=step,
             steps=steps,
-            loss=1.0 / step,
+            loss=behaviour["loss"] / step,
             lr=1e-4,
             step_s=behaviour["step_s"],
             memory_bytes=behaviour["memory_bytes"],
