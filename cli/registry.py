@@ -89,8 +89,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         {"check": ("cli.local.data:check", "Decode a config's whole dataset; list all that is wrong.", JSON)},
     ),
     "cloud": (
-        "Look at clouds; take one out of service.",
+        "Add clouds and look at them; take one out of service.",
         {
+            "add": ("cli.local.clouds:add", "Add a kubernetes cloud, or change one; check all of it.", OWN),
+            "check": ("cli.local.clouds:check", "Check clouds, down to a pod in them.", OWN),
             "ls": ("cli.clouds:ls", "List the clouds.", READ),
             "show": ("cli.clouds:show", "One cloud.", READ),
             "drain": ("cli.clouds:drain", "Send no new attempts to a cloud.", WRITE),

@@ -82,6 +82,15 @@ class Cluster:
         self._client: Any = None
         self._lock = threading.Lock()
 
+    @property
+    def host(self) -> str:
+        """The API's URL. Raises what `open` does."""
+        return str(self._open().configuration.host)
+
+    def open(self) -> None:
+        """Read the kubeconfig; the API is asked nothing. ConfigError names the file or the context."""
+        self._open()
+
     def server(self) -> Server:
         """Its version and its clock."""
         answer = self._request("GET", "/version", Asked(self.context, "get", "version"))

@@ -1,0 +1,46 @@
+"""Runs in a pod, as `python -P -c`, whatever release the pod's image holds: does it reach store and Prefect?
+
+Prints one JSON line: `{"store": {"ok", "found", "hint"}, "prefect": {…}}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import Callable
+
+ANSWER_S = 20.0
+
+
+def store(url: str) -> str:
+    """Open it, create an object once and only once, delete it."""
+    from tasks.store import open_store
+
+    open_store(url, prove=True)
+    return f"{url}: written, create-only honoured, deleted"
+
+
+def prefect(api: str) -> str:
+    """Ask something that wants credentials, when the server wants any."""
+    request = urllib.request.Request(f"{api}/admin/version")
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        return f"{api}: version {json.load(answer)}"
+
+
+def tried(act: Callable[[str], str], url: str) -> dict[str, object]:
+    """What came of it; whatever goes wrong is what was found."""
+    try:
+        return {"ok": True, "found": act(url), "hint": ""}
+    except Exception as error:  # noqa: BLE001 - the finding is the message
+        message = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
+        return {"ok": False, "found": f"{url}: {message}", "hint": getattr(error, "hint", "")}
+
+
+if __name__ == "__main__":
+    found = {"store": tried(store, sys.argv[1]), "prefect": tried(prefect, sys.argv[2])}
+    sys.stdout.write(f"{json.dumps(found)}\n")
