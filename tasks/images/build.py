@@ -164,7 +164,7 @@ def _tell_steps(say: Say) -> Say:
     """Of buildah's lines those that a person follows, shortened."""
 
     def tell(line: str) -> None:
-        if line.startswith(("STEP ", "--> Using cache", "Trying to pull", "Copying ", "Writing manifest")):
+        if line.startswith(("STEP ", "Trying to pull", "Copying ", "Writing manifest")):
             say(line if len(line) <= 120 else f"{line[:119]}…")
 
     return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -75,17 +76,19 @@ def follow(command: Sequence[str], timeout_s: float, on_line: Say) -> None:
     watchdog.daemon = True
     watchdog.start()
     newest: deque[str] = deque(maxlen=_KEPT_LINES)
-    try:
-        with process:
+    with process:
+        try:
             assert process.stdout is not None
             for line in process.stdout:
                 newest.append(line.rstrip())
                 on_line(line.rstrip())
-    except BaseException:
-        _kill_group(process)
-        raise
-    finally:
-        watchdog.cancel()
+            process.wait()
+        except BaseException:
+            _kill_group(process)
+            process.wait()
+            raise
+        finally:
+            watchdog.cancel()
     if late.is_set():
         raise subprocess.TimeoutExpired(list(command), timeout_s)
     if process.returncode:
@@ -93,9 +96,8 @@ def follow(command: Sequence[str], timeout_s: float, on_line: Say) -> None:
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
-    # Popen's own kill, which never signals a pid that is gone, cannot reach buildah's children.
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # buildah's children, too
 
 
 def not_installed(program: str) -> ConfigError:
@@ -161,12 +163,13 @@ def explain(said: str, image: str, host: str, doing: str) -> LoraOpsError:
             details,
         )
     if meaning == "absent":
-        return NotFoundError(f"{host} does not have {image}.", "", details)
+        return NotFoundError(f"{host} does not have {image}.", _ABSENT_HINT, details)
     if meaning == "away":
         return unreachable(host, details)
     return LoraOpsError(f"{doing} {image} failed.", "Try it by hand: skopeo inspect docker://…", details)
 
 
+_ABSENT_HINT = "Some registries (ECR) want a repository to be created before the first push to it."
 _LIES_HINT = (
     "Something between here and the registry changes images: a proxy, a cache, or the registry itself."
 )

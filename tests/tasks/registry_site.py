@@ -1,4 +1,4 @@
-"""Real registries (Debian's docker-registry) on free ports, small images pushed into them, and one that lies."""
+"""Real registries (Debian's docker-registry) on free ports, small images in them, and one that lies."""
 
 from __future__ import annotations
 
