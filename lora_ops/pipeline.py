@@ -75,7 +75,7 @@ def translate(text: str, spec: PlatformSpec, source: str) -> Translation:
         draft.monitor(stages["monitor"])
     if "rollback" in stages:
         draft.rollback(stages["rollback"])
-    elif "monitor" in stages:
+    elif "monitor" in stages and not page.complaints:
         stages["monitor"]["type"].wrong("it has no conditions to watch: a stage `rollback` has them")
     page.check()
     gates = draft.gates()
@@ -97,7 +97,7 @@ def _stages(place: Place) -> dict[str, dict[str, Place]]:
     order = list(STAGES)
     for stage in place.items("stage"):
         if not isinstance(stage.value, dict) or "type" not in stage.value:
-            stage.keys({"type": True})
+            stage.wrong(f"a stage has a `type`: {', '.join(STAGES)}")
             continue
         at = Place(stage.page, stage.value["type"], (*stage.path, "type"))
         kind = at.one_of(STAGES)
@@ -242,7 +242,7 @@ class _Draft:
             if met:
                 self.scope += [name for name in met if name not in self.scope]
                 self.say(place, f"the conditions hold on {', '.join(met)}")
-            elif not self._unknown:
+            elif self._clouds and not self._unknown:
                 other = [name for name in self.spec.clouds if name.startswith(prefix)]
                 heads = {name.partition("-")[0] for name in self._clouds}
                 place.wrong(
