@@ -172,7 +172,7 @@ def _upload(
         with disk_errors(path.parent):
             before = path.stat()
             file = _hashed(relative, path)
-            if there.get(key) != file.size or hashlib.sha256(store.get(key).data).hexdigest() != file.sha256:
+            if there.get(key) != file.size or not _holds(store, key, file.sha256):
                 store.put_file(key, path)
             after = path.stat()
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
@@ -180,11 +180,6 @@ def _upload(
                 f"{path} changed while it was copied.", "Run the command again when it is quiet."
             )
         manifest.append(file)
-    if keep:  # what was there at first may have been cleared away as unfinished meanwhile
-        there = {meta.key: meta.size for meta in store.list(files_at)}
-        for file, (_, path) in zip(manifest, files, strict=True):
-            if there.get(f"{files_at}/{file.path}") != file.size:
-                store.put_file(f"{files_at}/{file.path}", path)
     document = {"schema_version": 1, **facts, "files": [file._asdict() for file in manifest]}
     try:
         store.create(f"{where}/{MANIFEST}", json.dumps(document, indent=1).encode())
@@ -194,6 +189,11 @@ def _upload(
                 f"`{where}` in {store.url} was finished meanwhile, with other files.",
                 "What is stored there never changes.",
             ) from None
+    if keep:  # gc may have cleared kept files away as unfinished; now that the manifest is there, it cannot
+        there = {meta.key: meta.size for meta in store.list(files_at)}
+        for file, (_, path) in zip(manifest, files, strict=True):
+            if there.get(f"{files_at}/{file.path}") != file.size:
+                store.put_file(f"{files_at}/{file.path}", path)
     return manifest
 
 
@@ -231,6 +231,11 @@ def _manifest(store: Store, prefix: str) -> list[StoredFile] | None:
     except (ValueError, KeyError, TypeError, StoreError) as error:
         raise StoreError(f"`{key}` in {store.url} is not a manifest ({error}).", "Store it again.") from error
     return files
+
+
+def _holds(store: Store, key: str, sha256: str) -> bool:
+    """Whether the object is there, with these bytes."""
+    return any(hashlib.sha256(found.data).hexdigest() == sha256 for found in store.get_many([key]))
 
 
 def _hashed(relative: str, path: Path) -> StoredFile:

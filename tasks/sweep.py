@@ -32,7 +32,7 @@ _SETTLE_S = 2.0  # between a dataset's tombstone and the last look at who needs 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What may be deleted. `releases`, `datasets`: their folders, which want a person's word."""
+    """What may be deleted."""
 
     garbage: list[Garbage]
 
@@ -57,7 +57,9 @@ def find(store: Store, limits: Limits) -> Found:
     finally:
         clock.close()
     items = [
-        Item(meta.key, meta.size, now - meta.last_modified) for metas in listed.values() for meta in metas
+        Item(meta.key, meta.size, max(0.0, now - meta.last_modified))
+        for metas in listed.values()
+        for meta in metas
     ]
     return Found(find_garbage(items, known, limits))
 
