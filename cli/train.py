@@ -29,6 +29,12 @@ def train(
     cloud: Annotated[
         str | None, typer.Option("--cloud", help="Prefer this cloud.", show_default=False)
     ] = None,
+    only_cloud: Annotated[
+        str | None,
+        typer.Option(
+            "--only-cloud", help="Wait for this cloud, whatever others are free.", show_default=False
+        ),
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +50,8 @@ def train(
     """
     if canary not in ("auto", "never"):
         raise UsageError(f"--canary {canary}: there are auto and never.")
+    if cloud is not None and only_cloud is not None:
+        raise UsageError("--cloud prefers a cloud, --only-cloud insists on one: give one of them.")
     try:
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +62,8 @@ def train(
         "cwd": os.getcwd(),
         "name": name or config.stem,
         "canary": canary,
-        "cloud": cloud,
+        "cloud": only_cloud or cloud,
+        "cloud_only": only_cloud is not None,
         "idempotency_key": key or uuid.uuid4().hex,
         "actor": actor(),
         "dry_run": session.dry_run,

@@ -65,6 +65,7 @@ class Submit(Body):
     name: Annotated[str, Field(max_length=200)] = ""
     canary: Literal["auto", "never"] = "auto"
     cloud: Annotated[str, Field(max_length=40)] | None = None
+    cloud_only: bool = False
     idempotency_key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     actor: Annotated[str, Field(max_length=200)] = ""
     dry_run: bool = False

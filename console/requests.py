@@ -49,6 +49,7 @@ def submit(reader: ReaderDep, body: Submit, response: Response) -> Json:
         "name": body.name,
         "canary": body.canary != "never",
         "cloud": body.cloud,
+        "cloud_only": body.cloud_only,
         "max_attempts": reader.context.spec.requests.max_attempts,
     }
     if body.dry_run:

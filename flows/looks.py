@@ -49,6 +49,12 @@ class Looker:
             self._write(rollout, look, gathered)
         return self._sight(rollout, look)
 
+    def failing(self) -> set[str]:
+        """The clouds on which a gate failed in the newest look."""
+        newest = self._newest()
+        results = newest.look.results if newest is not None else []
+        return {result.cloud for result in results if result.verdict is Verdict.FAIL}
+
     def sight(self, rollout: Rollout) -> Sight:
         """What is known before a look of this process: durations, and no verdict."""
         return self._sight(rollout, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,8 @@ class OpenRequests:
         self.clusters = clusters or Clusters()
         self.sights = Sights(platform, prefect, self.clusters)
         self._evicted: set[AttemptKey] = set()
+        self._load: Counter[str] = Counter()
+        self._full: frozenset[str] = frozenset()
         self._urls: dict[AttemptKey, str] = {}
 
     def run_id(self, request_id: str, n: int) -> str | None:
@@ -86,6 +89,9 @@ class OpenRequests:
             if not markers:
                 return
             turn = self.sights.turn(workers, dark)
+            clouds = turn.state.clouds
+            self._full = frozenset(name for name in clouds if self._load[name] >= clouds[name].size)
+            self._load = Counter()
         except StoreUnavailable:
             self.sights.store_away()
             raise
@@ -108,6 +114,8 @@ class OpenRequests:
             request = self.platform.request(request_id)
             sight = self.sights.sight(request, turn, marker_age_s)
             action = reconcile.decide(request, sight, self.limits)
+            if isinstance(action, Nothing) and request.current is not None:
+                self._load[request.current.cloud] += 1
             if not self._act(request, action, turn):
                 return
 
@@ -183,7 +191,8 @@ class OpenRequests:
             turn.now,
             canary=request.canary_ok,
             cloud=order.cloud,
-            avoid=avoid,
+            only=order.cloud_only,
+            avoid=avoid | self._full if avoid else avoid,
             dark=turn.dark,
         )
         rollout = turn.state.rollout

@@ -23,7 +23,7 @@ from flows.probes import Prober, probe_key
 from lora_ops import SCHEMA_VERSION, keys
 from lora_ops.errors import LoraOpsError, NotFoundError, ObjectExists, Refused, StoreUnavailable
 from lora_ops.state import IMAGE, AppState, Finished, Phase, Rollout
-from lora_ops.steps import Do, Next, Sight, next_step
+from lora_ops.steps import Do, Next, Sight, kept, next_step
 from tasks.prefect_api import PrefectApi
 
 if TYPE_CHECKING:
@@ -233,8 +233,10 @@ class Lead:
 
     async def roll_back(self, reason: str) -> None:
         """The pointer first; the reconciler then moves the canary's unfinished attempts to stable."""
+        rollout = self.mine(self.platform.state())
         evidence = {"look": self.looker.newest}
-        self.record("rolled-back", {"reason": reason}, reason=reason, evidence=evidence)
+        data = {"reason": reason, "keep": kept(rollout, self.looker.failing())}
+        self.record("rolled-back", data, reason=reason, evidence=evidence)
 
 
 async def in_task(name: str, act: Callable[[], Awaitable[T]]) -> T:

@@ -136,7 +136,8 @@ class Sights:
             worker=worker,
             canary_open=self._canary_open(attempt, turn),
             withdrawn=self._withdrawn(attempt, turn.state),
-            other_cloud_open=any(lane.open and lane.cloud != attempt.cloud for lane in turn.fleet.lanes),
+            other_cloud_open=not (request.order is not None and request.order.cloud_only)
+            and any(lane.open and lane.cloud != attempt.cloud for lane in turn.fleet.lanes),
             moving=cloud is not None and cloud.drained and cloud.moving,
             cluster=attempt.cloud in self.clusters,
             dark_for_s=self.clusters.silent_s(attempt.cloud),

@@ -75,6 +75,7 @@ def submit(
     name: str = "",
     canary: bool = True,
     cloud: str | None = None,
+    cloud_only: bool = False,
     pin: Pin | None = None,
     probe: str | None = None,
     verifies: str | None = None,
@@ -97,6 +98,7 @@ def submit(
         name=name,
         canary=canary,
         cloud=cloud,
+        cloud_only=cloud_only,
         pin=pin,
         probe=probe,
         verifies=verifies,
@@ -169,6 +171,7 @@ def plan(
         "base_model": str(wish.config.base_model),
         "canary": wish.order.canary,
         "cloud": wish.order.cloud,
+        "cloud_only": wish.order.cloud_only,
     }
 
 

@@ -45,7 +45,8 @@ class Pin(Model):
 
 
 class Order(Model):
-    """What was submitted; the config itself lies beside the journal (`config.yaml`)."""
+    """What was submitted; the config itself lies beside the journal (`config.yaml`). `cloud`: where it is
+    preferred, or with `cloud_only` (its data are there, say) the only one that may run it."""
 
     name: str = ""
     dataset: str | None = None
@@ -53,6 +54,7 @@ class Order(Model):
     config_digest: str = ""
     canary: bool = True
     cloud: str | None = None
+    cloud_only: bool = False
     pin: Pin | None = None
     probe: str | None = None
     verifies: str | None = None

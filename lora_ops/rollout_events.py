@@ -162,8 +162,14 @@ def _promoted(state: AppState, data: Data, seq: int) -> AppState:
 
 @rule("rolled-back")
 def _rolled_back(state: AppState, data: Data, seq: int) -> AppState:
+    """`keep`: clouds of earlier waves that stay on the release, where the policy has it so."""
     rollout = _active(state, data, *[phase for phase in Phase if not phase.final])
-    return _finish(_restore(state, rollout), rollout, Phase.ROLLED_BACK, data, seq)
+    keep = tuple(data.get("keep", ()))
+    for name in keep:
+        cloud = rollout.clouds.get(name)
+        earlier = cloud is not None and cloud.promoted and cloud.wave < rollout.wave
+        need(earlier and rollout.policy.failed_wave == "keep", f"cloud {name} cannot stay on the release")
+    return _finish(_restore(state, rollout, keep), rollout, Phase.ROLLED_BACK, data, seq)
 
 
 @rule("aborted")
@@ -252,10 +258,10 @@ def set_cloud(state: AppState, name: str, **changes: Any) -> AppState:
     return state.model_copy(update={"clouds": {**state.clouds, name: cloud}})
 
 
-def _restore(state: AppState, rollout: Rollout) -> AppState:
-    """Every cloud that the rollout promoted points again at what it ran before."""
+def _restore(state: AppState, rollout: Rollout, keep: tuple[str, ...] = ()) -> AppState:
+    """Every cloud that the rollout promoted, but those to `keep`, points again at what it ran before."""
     for name, cloud in rollout.clouds.items():
-        if cloud.promoted:
+        if cloud.promoted and name not in keep:
             state = set_cloud(state, name, stable=cloud.before, previous=None)
     return state
 

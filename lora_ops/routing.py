@@ -85,6 +85,7 @@ def route(
     *,
     canary: bool = True,
     cloud: str | None = None,
+    only: bool = False,
     avoid: Collection[str] = (),
     dark: Collection[str] = (),
 ) -> Route:
@@ -92,9 +93,10 @@ def route(
 
     `canary=False` keeps it on stable; `dark` names clouds that get nothing while another is open, `avoid`
     those of the others that it should not go to (it does, rather than nowhere); `cloud` is preferred when it
-    is open and none of these. Raises ConflictError when no cloud is open.
+    is open and none of these, with `only` the one that it waits for. Raises ConflictError when no cloud is
+    open that may take it.
     """
-    lanes = [lane for lane in fleet.lanes if lane.open]
+    lanes = [lane for lane in fleet.lanes if lane.open and not (only and lane.cloud != cloud)]
     if dark:
         lanes = [lane for lane in lanes if lane.cloud not in dark] or lanes
     if avoid:
@@ -102,8 +104,9 @@ def route(
     if cloud is not None:
         lanes = [lane for lane in lanes if lane.cloud == cloud] or lanes
     if not lanes:
+        who = f"cloud {cloud} cannot take it" if only else "no cloud can take a request: all are"
         raise ConflictError(
-            "no cloud can take a request: all are drained or unhealthy.",
+            f"{who}{': it is' if only else ''} drained or unhealthy.",
             "See `lora-ops cloud ls`; undrain one with `lora-ops cloud undrain NAME`.",
         )
     name = request_id.encode()

@@ -146,6 +146,7 @@ class RolloutSpec(Section):
     hold: Seconds = 600.0
     approval: bool = False
     accept_unverified_approval: bool = False
+    failed_wave: Literal["rollback", "keep"] = "rollback"
     verify_timeout: Seconds = 300.0
     abandon_after: Seconds = 3600.0
     max_restarts: Annotated[Int, Field(ge=0, le=100)] = 5
@@ -341,6 +342,7 @@ class PlatformSpec(Section):
             look_every_s=r.look_every,
             approval=r.approval,
             accept_unverified_approval=r.accept_unverified_approval,
+            failed_wave=r.failed_wave,
             verify_timeout_s=r.verify_timeout,
             abandon_after_s=r.abandon_after,
             max_restarts=r.max_restarts,

@@ -140,6 +140,7 @@ class Policy(Model):
     look_every_s: float = 2.0
     approval: bool = False
     accept_unverified_approval: bool = False
+    failed_wave: str = "rollback"
     verify_timeout_s: float = 300.0
     abandon_after_s: float = 3600.0
     max_restarts: int = 5

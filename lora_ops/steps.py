@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -74,6 +74,15 @@ def next_step(rollout: Rollout, sight: Sight) -> Next:
             return Next(Do.LOOK)
         case _:
             raise ValueError(f"rollout {rollout.id} is {rollout.phase.value}: nothing is left to do")
+
+
+def kept(rollout: Rollout, failing: Collection[str]) -> list[str]:
+    """The clouds that stay on the release when it is rolled back: with `failed_wave: keep`, those of earlier
+    waves on which no gate fails. `failing`: clouds with a failed gate."""
+    if rollout.policy.failed_wave != "keep":
+        return []
+    earlier = {name for name, cloud in rollout.clouds.items() if cloud.promoted and cloud.wave < rollout.wave}
+    return sorted(earlier - set(failing))
 
 
 def passed(rollout: Rollout, sight: Sight) -> bool:

@@ -121,19 +121,19 @@ class Site:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, *targets: str) -> None:
+    def start(self, *targets: str, every: str = "500ms") -> None:
         """With the shipped configuration, but for its targets and for shorter intervals."""
         config = yaml.safe_load((DEPLOYMENTS / "prometheus" / "prometheus.yml").read_text())
         config["global"] = {
-            "scrape_interval": "500ms",
-            "evaluation_interval": "500ms",
-            "scrape_timeout": "500ms",
+            "scrape_interval": every,
+            "evaluation_interval": every,
+            "scrape_timeout": every,
         }
         config["rule_files"] = [str(DEPLOYMENTS / "prometheus" / each) for each in config["rule_files"]]
         (job,) = config["scrape_configs"]
         job |= {
-            "scrape_interval": "500ms",
-            "scrape_timeout": "500ms",
+            "scrape_interval": every,
+            "scrape_timeout": every,
             "static_configs": [{"targets": [*targets]}],
         }
         self.folder.mkdir(exist_ok=True)

@@ -210,7 +210,7 @@ class KubeSite(Site):
         done = self.cli("up", "--image", f"{REPOSITORY}@{self.good}", timeout_s=600)
         assert done.returncode == 0, done.stderr
         eventually(lambda: all(self.healthy().values()) or None, "every cloud is up", 180)
-        self.prometheus.start(f"127.0.0.1:{self.serve_port}")
+        self.prometheus.start(f"127.0.0.1:{self.serve_port}", every="3s")
 
     def _prepare(self, region: Region) -> None:
         """What its administrator does: the namespace, two secrets, and the rendered manifests."""

@@ -247,3 +247,18 @@ def test_a_dark_cloud_gets_nothing_while_another_is_open(
             assert found.cloud not in avoid
     else:
         assert found == route(request_id, of, NOW, cloud=wish, avoid=avoid)
+
+
+# --- a request that names its cloud --------------------------------------------------------------------
+
+
+@given(request_ids, st.booleans(), st.sets(st.sampled_from("abc")), st.sets(st.sampled_from("abc")))
+def test_a_request_that_insists_on_a_cloud_goes_there_or_nowhere(
+    request: str, opened: bool, avoid: set[str], dark: set[str]
+) -> None:
+    of = fleet(lane("a"), lane("b", opened=opened), lane("c"))
+    if opened:
+        assert route(request, of, NOW, cloud="b", only=True, avoid=avoid, dark=dark).cloud == "b"
+    else:
+        with pytest.raises(ConflictError, match="cloud b cannot take it"):
+            route(request, of, NOW, cloud="b", only=True, avoid=avoid, dark=dark)
