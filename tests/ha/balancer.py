@@ -14,6 +14,8 @@ from contextlib import suppress
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 HEAD_LIMIT = 256 * 1024
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 class Balancer:
     """Listens on 127.0.0.1:`port` in a thread of its own until `stop`. `backends`: ports of 127.0.0.1."""
@@ -51,8 +53,7 @@ class Balancer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request, upgrade = await _request(reader)
-            again = request.startswith((b"GET ", b"HEAD "))
-            if not await self._forward(request, upgrade, again, reader, writer):
+            if not await self._forward(request, upgrade, (reader, writer)):
                 writer.write(BAD_GATEWAY)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
@@ -60,15 +61,9 @@ class Balancer:
         finally:
             writer.close()
 
-    async def _forward(
-        self,
-        request: bytes,
-        upgrade: bool,
-        again: bool,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> bool:
+    async def _forward(self, request: bytes, upgrade: bool, client: Streams) -> bool:
         """Whether a backend's answer went to the client."""
+        again = request.startswith((b"GET ", b"HEAD "))
         for _ in self.backends:
             self._turn += 1
             port = self.backends[self._turn % len(self.backends)]
@@ -78,18 +73,8 @@ class Balancer:
                 continue
             self.taken[port] += 1
             try:
-                front.write(request)
-                await front.drain()
-                first = await back.read(65536)
-                if first:
-                    writer.write(first)
-                    if upgrade:
-                        await asyncio.gather(_pump(back, writer), _pump(reader, front))
-                    else:
-                        await _pump(back, writer)
+                if await _answered(request, upgrade, (back, front), client):
                     return True
-            except OSError:
-                pass
             finally:
                 front.close()
             if not again:
@@ -107,6 +92,29 @@ async def _request(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
     body = await reader.readexactly(int(fields.get(b"content-length", b"0")))
     kept = [line for line in lines if not line.lower().startswith(b"connection:")]
     return b"\r\n".join([first, *kept, b"Connection: close", b"", body]), False
+
+
+async def _answered(request: bytes, upgrade: bool, backend: Streams, client: Streams) -> bool:
+    """Whether anything of the backend's answer came; then all of it that there is went to the client."""
+    try:
+        backend[1].write(request)
+        await backend[1].drain()
+        first = await backend[0].read(65536)
+    except OSError:
+        return False
+    if not first:
+        return False
+    client[1].write(first)
+    ways = [asyncio.create_task(_pump(backend[0], client[1]))]
+    if upgrade:
+        ways.append(asyncio.create_task(_pump(client[0], backend[1])))
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+    return True
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

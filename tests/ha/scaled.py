@@ -17,6 +17,7 @@ import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from tasks.prefect_api import PrefectApi
+from tasks.specs import load_spec
 from tests.flows.site import Site, eventually
 from tests.ha.databases import PASSWORD, Redis
 from tests.stub.make import REPO
@@ -132,6 +133,20 @@ def answers(url: str) -> bool:
         return False
 
 
+#: Nothing here is lost, however slow the machine: what these would notice is not what is tested.
+PATIENCE = {"start_deadline": "5m", "heartbeat_deadline": "2m", "spill_after": "10m"}
+
+
+def patient(site: Site) -> None:
+    """Give the site's attempts time; before it is up."""
+    path = site.folder / "lora-ops.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["requests"].update(PATIENCE)
+    document["rollout"]["lease"] = "60s"
+    path.write_text(yaml.safe_dump(document))
+    site.spec = load_spec(path)
+
+
 class ScaledSite(Site):
     """A site whose Prefect is already there, behind `spec.prefect.api_url`, and wants the shared password.
 
@@ -140,6 +155,7 @@ class ScaledSite(Site):
 
     def __init__(self, folder: Path, front: int) -> None:
         super().__init__(folder)
+        patient(self)
         self.prefect.close()
         self.api.close()
         with temporary_settings({PREFECT_API_AUTH_STRING: AUTH}):

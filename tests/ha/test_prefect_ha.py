@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from lora_ops.errors import UnreachableError
 from lora_ops.gates.samples import Outcome
 from lora_ops.state import Phase, Track
 from tasks.bundle import tree_digest
+from tasks.prefect_api import PrefectApi
 from tests.flows.site import Site, eventually, free_port
 from tests.ha import scaled
 from tests.ha.balancer import Balancer
@@ -113,7 +115,7 @@ def test_one_of_each_is_killed_in_mid_canary_and_nobody_notices(platform: Platfo
     site = platform.site
     source = site.source()
     rollout = site.begin(source, min_time=10.0)
-    with site.traffic(every_s=4.0) as requests:
+    with site.traffic() as requests:
         site.in_phase(rollout, "canarying")
         eventually(lambda: _canaries(site, rollout), "a canary attempt has started")
         looks = len(site.platform.looks(rollout))
@@ -121,13 +123,13 @@ def test_one_of_each_is_killed_in_mid_canary_and_nobody_notices(platform: Platfo
         served = dict(platform.prefect.taken)
         meanwhile = site.submit()
         eventually(lambda: len(site.platform.looks(rollout)) > looks + 2, "the gates are looked at again")
-        site.result(meanwhile)
+        site.result(meanwhile, 240)
         left, right = (platform.prefect.taken[port] - served[port] for port in platform.prefect.backends)
         assert (left, right)[which] == 0
         assert (left, right)[1 - which] > 0
         platform.start_again(which)
         platform.all_answer()
-        ended = site.ended(rollout)
+        ended = site.ended(rollout, 300)
     assert ended.phase is Phase.PROMOTED, ended.reason
     assert ended.release == tree_digest(source)
     assert {cloud.stable for cloud in site.platform.state().clouds.values()} == {ended.release}
@@ -151,6 +153,17 @@ def test_both_replicas_of_serve_tell_the_same(platform: Platform) -> None:
     assert seen[0] == seen[1]
 
 
+def test_without_the_shared_password_it_says_which_variable_to_set(platform: Platform) -> None:
+    stranger = PrefectApi(platform.site.spec.prefect.api_url)
+    try:
+        assert stranger.ok()  # its health is no secret
+        with pytest.raises(UnreachableError, match="refuses the password") as refused:
+            stranger.has_pool("east")
+    finally:
+        stranger.close()
+    assert "PREFECT_API_AUTH_STRING" in refused.value.hint
+
+
 class AtPostgres(Site):
     """One machine as ever; only Prefect's database is elsewhere."""
 
@@ -166,11 +179,12 @@ def test_one_server_on_postgresql_brings_a_release_out(
     """`lora-ops up` with the database's URL in the environment: it migrates, and there is no SQLite."""
     site = AtPostgres(tmp_path_factory.mktemp("alone"))
     site.database = postgres.database("alone")
+    scaled.patient(site)
     try:
         site.up()
         rollout = site.begin(site.source())
-        with site.traffic(every_s=4.0) as requests:
-            ended = site.ended(rollout)
+        with site.traffic() as requests:
+            ended = site.ended(rollout, 300)
         assert ended.phase is Phase.PROMOTED, ended.reason
         site.all_succeeded(requests)
         assert _flow_runs(postgres, "alone") > len(requests)
