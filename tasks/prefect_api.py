@@ -265,6 +265,11 @@ class PrefectApi:
                 raise NotFoundError(f"Prefect knows no such thing: {error}.", "Run `lora-ops up`.") from error
             except (httpx.HTTPError, OSError, RuntimeError) as error:
                 self.close()
+                if _status(error) == httpx.codes.UNAUTHORIZED:
+                    raise UnreachableError(
+                        f"Prefect's API at {self.api_url} refuses the password, or wants one.",
+                        "Set PREFECT_API_AUTH_STRING to the server's PREFECT_SERVER_API_AUTH_STRING.",
+                    ) from error
                 raise UnreachableError(
                     f"Prefect's API at {self.api_url} does not answer: {error or type(error).__name__}.",
                     "Start it with `lora-ops up`, or set `prefect.api_url` in lora-ops.yaml.",
@@ -276,9 +281,14 @@ def _twice(act: Callable[[SyncPrefectClient], T], client: SyncPrefectClient) -> 
     try:
         return act(client)
     except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        if _status(error) != httpx.codes.SERVICE_UNAVAILABLE:
             raise
         return act(client)
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error tells, if any."""
+    return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
 
 
 def run_key(request_id: str, attempt: int) -> str:
