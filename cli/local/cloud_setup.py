@@ -19,6 +19,7 @@ class Setup:
     """`say`: a line of progress. What goes wrong on the way is a finding; `close` it at the end."""
 
     def __init__(self, local: Local, name: str, say: Callable[[str], None]) -> None:
+        local.base.mkdir(parents=True, exist_ok=True)  # Prefect makes its home in it
         use_prefect(local)
         from tasks.platform import Platform
         from tasks.store import open_store
@@ -69,11 +70,13 @@ class Setup:
         registry = check_registry(subject)
         yield registry
         if usable and registry.status == "ok":
-            yield from check_pod(subject, self.cluster, self.say)
+            for each in check_pod(subject, self.cluster, self.say):
+                usable = usable and each.status == "ok"
+                yield each
         if self._release is None and not self._prefect.ok():
             yield Check("work pool", "warning", "Prefect does not answer yet", "`lora-ops up` starts it.")
         else:
-            yield from check_pool(subject, self._prefect, self._wait_s)
+            yield from check_pool(subject, self._prefect, self._wait_s if usable else 0.0, self.say)
 
     def put_into_service(self) -> Iterator[Check]:
         """Journal the cloud, so that it gets requests. Before the first release, `lora-ops up` does that."""

@@ -40,6 +40,9 @@ def add(
     env_from: Annotated[
         list[str] | None, _option("A secret with credentials for its pods; again for more.", "SECRET")
     ] = None,
+    prefect_api_url: Annotated[
+        Text, _option("Prefect's API as its pods reach it; else `prefect.api_url`.", "URL")
+    ] = None,
     gpu: Annotated[int | None, _option("GPUs of an attempt.", "N")] = None,
     image: Annotated[Text, _option("The worker's image while there is no release yet.", "REF")] = None,
     no_apply: Annotated[
@@ -67,6 +70,7 @@ def add(
         "provider": provider,
         "pull_secret": pull_secret,
         "env_from": env_from or None,
+        "prefect_api_url": prefect_api_url,
         "resources": None if gpu is None else {"gpu": gpu},
     }
     path, text = _read(spec)

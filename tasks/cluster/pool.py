@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lora_ops.errors import LoraOpsError, UnreachableError
 from tasks.cluster.checks import Check, Subject, failed
@@ -12,7 +12,9 @@ from tasks.prefect_api import PrefectApi
 POLL_S = 1.0
 
 
-def check_pool(subject: Subject, prefect: PrefectApi, wait_s: float = 0.0) -> Iterator[Check]:
+def check_pool(
+    subject: Subject, prefect: PrefectApi, wait_s: float = 0.0, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
     """The work pool exists and a worker polls it. `wait_s`: how long one that was just started may take."""
     try:
         if not prefect.ok():
@@ -26,12 +28,15 @@ def check_pool(subject: Subject, prefect: PrefectApi, wait_s: float = 0.0) -> It
         if subject.stable is None:
             yield Check("worker", "warning", "there is no release yet, so no worker", "Run `lora-ops up`.")
             return
-        end = time.monotonic() + wait_s
+        end, told = time.monotonic() + wait_s, False
         while True:
             workers = prefect.workers(subject.name)
             online = [name for name, status in workers if status == "ONLINE"]
-            if online or time.monotonic() > end:
+            if online or time.monotonic() >= end:
                 break
+            if not told:
+                say(f"waiting for the worker of {subject.name}")
+                told = True
             time.sleep(POLL_S)
     except LoraOpsError as error:
         yield failed("work pool", error)
