@@ -14,6 +14,7 @@ from console import tally
 from lora_ops import keys
 from lora_ops.errors import StoreUnavailable
 from lora_ops.gates import promql
+from lora_ops.spec import RolloutSpec
 
 OLD = f"sha256:{'a' * 64}"
 NEW = f"sha256:{'b' * 64}"
@@ -102,6 +103,19 @@ def test_the_gates_counts_of_the_active_rollout(world: Any) -> None:
     assert states == {"started": 4, "uncounted": 1, "finished": 2, "bad": 1}
     world.record(name, "rolled-back")
     assert not any(series == GATES for series, _ in _scrape(world))
+
+
+def test_a_gate_of_some_clouds_is_exported_for_those(world: Any) -> None:
+    spec = world.context.spec
+    west = {"metric": "step_latency", "limit": "2s", "clouds": ["west"]}
+    gates = [{"metric": "error_rate", "limit": "5%"}, west]
+    rollout = RolloutSpec.model_validate({"gates": gates, "steps": spec.rollout.steps})
+    object.__setattr__(world.context, "spec", spec.model_copy(update={"rollout": rollout}))
+    world.rollout()
+    lanes = {
+        (dict(labels)["gate"], dict(labels)["cloud"]) for name, labels in _scrape(world) if name == GATES
+    }
+    assert lanes == {("error_rate", "east"), ("error_rate", "west"), ("step_latency", "west")}
 
 
 def test_what_the_trainers_tell(world: Any) -> None:
