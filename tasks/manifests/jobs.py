@@ -31,7 +31,7 @@ def job_template(name: str, cloud: CloudSpec, app: str) -> dict[str, Any]:
     A run sets `image`, and may set `env` (merged with the default), `labels` (strings), `name` (a DNS label,
     with which the Job's name begins) and `command` (a list of strings).
     """
-    labels = _labels(name, app, "trainer")
+    labels = _labels(name, cloud, app, "trainer")
     job = _job(
         cloud, metadata={"generateName": "{{ name }}-", "namespace": cloud.namespace, "labels": labels}
     )
@@ -81,7 +81,7 @@ def check_job(
         metadata={
             "name": _short(f"{purpose}-{name}"),
             "namespace": cloud.namespace,
-            "labels": {**_labels(name, app, "check"), **(labels or {})},
+            "labels": {**_labels(name, cloud, app, "check"), **(labels or {})},
         },
         container="check",
         image=image,
@@ -128,8 +128,10 @@ def scratch_env() -> dict[str, str]:
     }
 
 
-def _labels(name: str, app: str, component: str) -> dict[str, str]:
-    return {"lora-ops/app": app, "lora-ops/cloud": name, COMPONENT: component}
+def _labels(name: str, cloud: CloudSpec, app: str, component: str) -> dict[str, str]:
+    labels = {"lora-ops/app": app, "lora-ops/cloud": name, COMPONENT: component}
+    # Azure's webhook hands a workload identity only to pods that ask for it; the others' go by the account.
+    return {**labels, "azure.workload.identity/use": "true"} if cloud.provider == "azure" else labels
 
 
 def _job(cloud: CloudSpec, metadata: Manifest, **changes: Any) -> Manifest:
