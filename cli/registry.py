@@ -103,13 +103,29 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         "Kubernetes manifests of the platform.",
         {"render": ("cli.local.manifests:render", "Print them, or write a file a cloud, for GitOps.", OWN)},
     ),
+    "storage": (
+        "Look after the store and its backup.",
+        {
+            "check": ("cli.local.storage:check", "Try out the store and its backup; a remedy a line.", JSON),
+            "sync": (
+                "cli.local.storage:sync",
+                "Bring the backup up to date; --restore goes the other way.",
+                JSON | {"dry-run", "yes"},
+            ),
+            "gc": (
+                "cli.local.storage:gc",
+                "Delete what nothing can need any more.",
+                JSON | {"dry-run", "yes"},
+            ),
+        },
+    ),
 }
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "This machine": ("init", "doctor", "up", "down", "serve", "demo"),
     "Deliver": ("deploy", "rollout", "release", "gate"),
     "Train": ("train", "runs", "data"),
-    "Platform": ("status", "cloud", "manifests", "version", "help"),
+    "Platform": ("status", "cloud", "manifests", "storage", "version", "help"),
 }
 
 

@@ -65,10 +65,10 @@ def find(store: Store, limits: Limits) -> Found:
 
 
 def sweep(store: Store, garbage: Sequence[Garbage], limits: Limits, deleted: Callable[[int], None]) -> int:
-    """Delete it, `deleted` told how many objects went; returns the bytes. Raises StoreUnavailable."""
-    alone = [each for each in garbage if not each.folder]
-    freed = sum(each.size for each in alone)
-    _delete(store, (each.key for each in alone), deleted)
+    """Delete it, `deleted` told the bytes of each object; returns their sum. Raises StoreUnavailable."""
+    alone = {each.key: each.size for each in garbage if not each.folder}
+    freed = sum(alone.values())
+    _delete(store, alone, lambda key: deleted(alone[key]))
     folders: dict[tuple[Kind, str], list[Garbage]] = {}
     for each in garbage:
         if each.folder:
@@ -78,8 +78,9 @@ def sweep(store: Store, garbage: Sequence[Garbage], limits: Limits, deleted: Cal
             kind
         ](store, folder, members, limits)
         if gone:
-            freed += sum(each.size for each in members)
-            deleted(len(members))
+            for each in members:
+                freed += each.size
+                deleted(each.size)
     return freed
 
 
@@ -124,10 +125,10 @@ def _app(store: Store, name: str) -> AppState:
         ) from error
 
 
-def _delete(store: Store, names: Iterable[str], deleted: Callable[[int], None]) -> None:
+def _delete(store: Store, names: Iterable[str], deleted: Callable[[str], None]) -> None:
     def one(key: str) -> None:
         store.delete(key)
-        deleted(1)
+        deleted(key)
 
     with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="gc") as pool:
         for _ in pool.map(one, names):
