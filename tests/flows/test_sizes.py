@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from flows.sizes import Sizes
 from lora_ops.errors import NotFoundError, UnreachableError
 from tests.flows.reconciler_world import World
+from tests.flows.site import Site, eventually
 
 
 def limits(size: int) -> dict[str, int | None]:
@@ -52,3 +54,18 @@ def test_a_pool_that_is_missing_stops_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(world.prefect, "limit_queues", limit_queues)
     Sizes(world.prefect).tick(world.platform.state())
     assert asked == ["east", "west"]
+
+
+@pytest.mark.server
+def test_a_size_in_the_journal_is_the_limit_of_both_queues(site: Site) -> None:
+    state = site.platform.state()
+    name, was = next((name, cloud.size) for name, cloud in state.clouds.items())
+
+    def limited(size: int) -> bool:
+        with SyncPrefectClient(site.prefect.api_url) as client:
+            queues = client.read_work_queues(work_pool_name=name)
+        return {each.concurrency_limit for each in queues if each.name in ("canary", "stable")} == {size}
+
+    for size in (was + 3, was):
+        site.platform.record("cloud-set", {"name": name, "size": size})
+        assert eventually(lambda size=size: limited(size), f"limits of {size}")
