@@ -251,18 +251,21 @@ def instructions() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def copied(lines: list[str]) -> set[str]:
+    return {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+
+
 def test_the_context_has_what_the_dockerfile_copies() -> None:
-    copied = {word for line in instructions() if line.startswith("COPY") for word in line.split()[1:-1]}
-    assert copied == {*BUNDLE_FOLDERS, LOCK, *FURTHER} - {"deployments/Dockerfile"}
+    wanted = {*BUNDLE_FOLDERS, LOCK, *FURTHER} - {"deployments/Dockerfile"}
+    assert copied(instructions()) == wanted
     ignored = (ROOT / "deployments/Dockerfile.dockerignore").read_text().splitlines()
-    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == wanted
 
 
 def test_a_change_of_the_source_leaves_the_dependencies_layers_alone() -> None:
     lines = instructions()
     last_install = max(n for n, line in enumerate(lines) if "pip install" in line)
-    before = {word for line in lines[:last_install] if line.startswith("COPY") for word in line.split()[1:-1]}
-    assert before == {LOCK, "pyproject.toml"}
+    assert copied(lines[:last_install]) == {LOCK, "pyproject.toml"}
     assert all("-c constraints.txt" in line for line in lines if "pip install" in line)
     first_label = next(n for n, line in enumerate(lines) if line.startswith("ARG REVISION"))
     assert first_label > max(n for n, line in enumerate(lines) if line.startswith(("RUN", "COPY")))
