@@ -29,8 +29,12 @@ _ASK = ("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"
 _ASK_TIMEOUT_S = 60.0
 
 
-def check(root: Path, base: Path, gpus: int) -> dict[str, Any]:
-    """The report on the code below `root`. `base`: where it may write; `gpus`: how many it should see."""
+def check(root: Path, base: Path, gpus: int | None) -> dict[str, Any]:
+    """The report on the code below `root`. `base`: where it may write.
+
+    `gpus`: how many the container should see; with 0 the node's driver does not matter, with None it must fit
+    where there is one.
+    """
     problems: list[str] = []
     tree: str | None = None
     said: dict[str, Any] = {}
@@ -43,10 +47,11 @@ def check(root: Path, base: Path, gpus: int) -> dict[str, Any]:
     except BundleError as error:
         problems += [error.message, *error.details]
     driver, seen, trouble = _driver()
-    problems += trouble
-    if "cuda" in said:
-        problems += complaints(said["cuda"], said.get("gpu"), driver, gpus)
-    if seen < gpus:
+    if gpus != 0:
+        problems += trouble
+        if "cuda" in said:
+            problems += complaints(said["cuda"], said.get("gpu"), driver, gpus or 0)
+    if gpus is not None and seen < gpus:
         problems.append(f"{gpus} GPUs are asked for, and nvidia-smi sees {seen} in the container")
     return {
         "schema_version": 1,
@@ -116,7 +121,7 @@ def _packages() -> Sequence[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print the report and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -P -m tasks.image_check", description=__doc__)
-    parser.add_argument("--gpus", type=int, default=0, help="how many GPUs the container should see")
+    parser.add_argument("--gpus", type=int, help="how many GPUs the container should see")
     options = parser.parse_args(argv)
     root = Path(__file__).resolve().parent.parent
     try:

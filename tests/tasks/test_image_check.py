@@ -135,6 +135,13 @@ def test_a_driver_that_answers_nothing_is_told(image: Path) -> None:
     assert "Driver/library version mismatch" in report["problems"][0]
 
 
+def test_where_no_gpu_is_wanted_the_driver_does_not_matter(image: Path) -> None:
+    trainer_says(image, cuda=None, gpu=None)
+    nvidia_smi(image, "No devices were found", 6)
+    assert check(image, "--gpus", "0")[0] == 0
+    assert check(image)[0] == 1
+
+
 def test_gpus_that_are_asked_for_must_be_seen(image: Path) -> None:
     trainer_says(image)
     nvidia_smi(image, "570.124.06, NVIDIA H100 80GB HBM3")
