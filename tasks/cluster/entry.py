@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yaml import SafeLoader, ScalarNode
+
 from lora_ops.errors import ConfigError
 from lora_ops.spec import parse_spec
+
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def with_cloud(text: str, source: str, name: str, values: Mapping[str, Any]) -> str:
@@ -27,7 +32,10 @@ def with_cloud(text: str, source: str, name: str, values: Mapping[str, Any]) -> 
     yaml.width = 4096
     try:
         _, step, offset = load_yaml_guess_indent(text)
-        yaml.indent(mapping=2, sequence=step or 4, offset=2 if offset is None else offset)
+        deep = re.search(r"^( +)[^\s#-]", text, re.MULTILINE)
+        yaml.indent(
+            mapping=len(deep[1]) if deep else 2, sequence=step or 4, offset=2 if offset is None else offset
+        )
         document = yaml.load(text)
     except YAMLError:
         document = None
@@ -36,15 +44,15 @@ def with_cloud(text: str, source: str, name: str, values: Mapping[str, Any]) -> 
         raise ConfigError(f"{source} is no mapping of keys.", "Write one with `lora-ops init`.")
     clouds = _section(document, "clouds", source)
     fresh = name not in clouds
-    entry = _section(clouds, name, source)
+    entry = _section(clouds, _quoted(name), source)
     for key, value in values.items():
         if isinstance(value, Mapping):
-            _section(entry, key, source).update(value)
+            _section(entry, key, source).update(_quoted(value))
         elif entry.get(key) != value:
-            entry[key] = value
+            entry[key] = _quoted(value)
     waves = (document.get("rollout") or {}).get("waves")
     if fresh and isinstance(waves, list) and not any(name in wave for wave in waves):
-        waves.append([name])
+        waves.append([_quoted(name)])
     out = io.StringIO()
     yaml.dump(document, out)
     parse_spec(out.getvalue(), source)
@@ -65,6 +73,20 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _quoted(value: Any) -> Any:
+    """With quotes around text that YAML 1.1 takes for something else, as `on`, `1:30`: ruamel writes 1.2."""
+    if isinstance(value, Mapping):
+        return {key: _quoted(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_quoted(each) for each in value]
+    loader: Any = SafeLoader("")
+    if isinstance(value, str) and loader.resolve(ScalarNode, value, (True, False)) != _TEXT:
+        from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+        return DoubleQuotedScalarString(value)
+    return value
 
 
 def _section(document: Any, key: str, source: str) -> Any:

@@ -44,7 +44,7 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
     if report is None:
         yield _no_report(ended)
         return
-    yield Check("probe pod", "ok", f"ran on {ended.sight.node} in {ended.sight.image_id or image}")
+    yield Check("probe pod", "ok", f"ran on {ended.sight.node} in {image}")
     where = {"store": subject.spec.store, "prefect": subject.prefect_api_url}
     for part, url in where.items():
         told = report.get(part) or {}
