@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -21,6 +21,7 @@ from console.metrics_gates import gate_counters
 from console.metrics_training import training
 from console.reader import Reader, ReaderDep
 from console.request_index import FINAL_STATES, OPEN_STATES, RequestFacts
+from console.shared import Shared
 from console.tally import Tally
 from lora_ops import __version__
 from lora_ops.lease import needs_lease
@@ -34,9 +35,17 @@ LANE = ["cloud", "track", "release"]
 @router.get("/metrics")
 def metrics(reader: ReaderDep, request: Request) -> Response:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Snapshot(reader))
+    registry.register(_shared(request.app, reader).get())
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), media_type=content_type)
+
+
+def _shared(app: FastAPI, reader: Reader) -> Shared[Snapshot]:
+    """The app's scrapes share one reading of the store."""
+    if not hasattr(app.state, "scrapes"):
+        app.state.scrapes = Shared(lambda: Snapshot(reader))
+    found: Shared[Snapshot] = app.state.scrapes
+    return found
 
 
 class Snapshot(Collector):
