@@ -49,6 +49,8 @@ def refusal(status: int, body: str, asked: Asked, token: str = "") -> LoraOpsErr
         )
     if status == 403:
         hint = "Bind the Role `lora-ops-serve` to your user (`lora-ops manifests render` prints it)."
+        if asked.verb == "patch":
+            hint = "Let an administrator apply what `lora-ops manifests render` prints."
         return AuthError(f"you may not {asked} of {cluster}.", hint, [told])
     if status == 404 and asked.namespace and "namespaces" in told:
         return NotFoundError(
