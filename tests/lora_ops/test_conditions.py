@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops.conditions import Unparsable, parse_condition
@@ -64,6 +64,7 @@ def test_a_condition_that_goes_wrong_says_where(marked: str, told: str) -> None:
 parts = st.sampled_from(["errorRate", "latency", " ", ">", ">=", "5", "0.05", ".", "%", "s", "ms", "e9", "x"])
 
 
+@settings(deadline=None)
 @given(st.lists(parts, max_size=8).map("".join) | st.text(max_size=20))
 def test_any_text_is_a_condition_or_wrong_at_one_of_its_characters(text: str) -> None:
     wrong_at = 0
@@ -77,6 +78,7 @@ def test_any_text_is_a_condition_or_wrong_at_one_of_its_characters(text: str) ->
     assert 0 <= wrong_at <= len(text)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["errorRate", "latency"]),
     st.integers(1, 99),
