@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from lora_ops.errors import ConfigError, nearest
@@ -125,7 +125,7 @@ class Place:
         self.wrong("text in quotes is wanted")
         return None
 
-    def one_of(self, words: Mapping[str, object]) -> str | None:
+    def one_of(self, words: Collection[str]) -> str | None:
         """One of the words; another is answered with the nearest."""
         found = self.text()
         if found is None or found in words:

@@ -167,7 +167,8 @@ class _Draft:
             self.say(keys["targetSize"], self._size(name, size))
         if plan is not None:
             self.plans[name] = plan
-            self.say(keys.get("strategy", keys.get("steps", keys["account"])), f"plan {_listed(plan)}")
+            for key in sorted(keys.keys() & {"strategy", "steps"}):
+                self.say(keys[key], f"plan {_listed(plan)}")
 
     def _known(self, place: Place, name: str) -> bool:
         if name not in self.spec.clouds:
@@ -253,7 +254,7 @@ class _Draft:
 
     def rollback(self, stage: Mapping[str, Place]) -> None:
         if "trigger" in stage:
-            trigger = stage["trigger"].one_of({"automatic": 1, "manual": 1})
+            trigger = stage["trigger"].one_of(("automatic", "manual"))
             if trigger == "manual":
                 stage["trigger"].wrong(
                     "a gate that fails always rolls back at once; `undecided: pause` and `approval: true` of "

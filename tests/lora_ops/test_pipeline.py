@@ -320,10 +320,9 @@ def test_local_clouds_run_no_images() -> None:
 # --- any document ---------------------------------------------------------------------------------
 
 containers = st.sampled_from(["lora-scripts:latest", "ghcr.io/x/y:v1"])
-strategies = st.fixed_dictionaries(
-    {"strategy": st.sampled_from(["canary", "bluegreen"])}
-) | st.fixed_dictionaries(
-    {}, optional={"steps": st.lists(st.integers(0, 100), min_size=1, max_size=4).map(sorted)}
+steps = st.lists(st.integers(0, 100), min_size=1, max_size=4).map(sorted)
+strategies = st.fixed_dictionaries({"strategy": st.just("bluegreen")}) | st.fixed_dictionaries(
+    {}, optional={"strategy": st.just("canary"), "steps": steps}
 )
 
 
