@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 
-from lora_ops.errors import LoraOpsError
 from lora_ops.pods import PodSight
 from lora_ops.request import RequestState
 from lora_ops.spec import PlatformSpec
@@ -88,15 +87,9 @@ class Clusters:
         return sight.message if sight is not None and sight.trouble is not None else ""
 
     def last_words(self, cloud: str, key: AttemptKey) -> str:
-        """The end of what a pod that never reached the store has printed; "" when it cannot be read."""
-        job = self._job(cloud, key)
-        if job is None or not job.sight.pod:
-            return ""
-        try:
-            return self.watches[cloud].cluster.pod_logs(job.sight.pod, 10).strip()
-        except LoraOpsError as error:
-            log.info("%s: %s", cloud, error.message)
-            return ""
+        """The end of what a pod that failed has printed; "" when nothing is known of it."""
+        sight = self.pod(cloud, key)
+        return sight.said.strip() if sight is not None else ""
 
     def discard(self, cloud: str, key: AttemptKey) -> None:
         """Let the attempt's Job be deleted: its pod gets SIGTERM, and its grace to save a checkpoint."""

@@ -152,10 +152,11 @@ class Images:
             "lora-ops/release": digest[7:19],
         }
         image = self._reference(name, digest)
-        job = check_job(name, cloud, self.spec.app, image, f"self-check-{purpose}", CHECK, {}, labels)
+        command = [*CHECK, "--gpus", str(cloud.resources.gpu)]
+        job = check_job(name, cloud, self.spec.app, image, f"self-check-{purpose}", command, {}, labels)
         self.say(f"{name}: self-check in {image}")
         ended = run_job(Cluster(cloud.context, cloud.namespace), job, CHECK_TIMEOUT_S, self.say)
-        report = _last_document(ended.logs)
+        report = _last_document(ended.sight.said) or _last_document(ended.logs)
         if report is None:
             told = ended.sight.message or f"it ended with exit code {ended.exit_code}"
             raise BundleError(

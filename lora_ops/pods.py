@@ -56,7 +56,8 @@ class PodSight:
     """A Job as its newest pod shows it. `message`: one sentence for people, empty without trouble.
 
     `phase`: `none` when there is no Job. `image_id`: what the node really runs, as its runtime names it.
-    `pod`: its name.
+    `pod`: its name. `said`: its termination message, which outlives its log: what it wrote there, or the end
+    of the log of one that failed.
     """
 
     phase: Phase
@@ -66,6 +67,7 @@ class PodSight:
     image_id: str = ""
     node: str = ""
     pod: str = ""
+    said: str = ""
 
     @property
     def over(self) -> bool:
@@ -95,6 +97,7 @@ def read_job(job: Document, pods: Sequence[Document], events: Sequence[Document]
         image_id=_text(container, "imageID").removeprefix("docker-pullable://"),
         node=_text(pod, "spec", "nodeName"),
         pod=_text(pod, "metadata", "name"),
+        said=_text(terminated, "message"),
     )
 
 

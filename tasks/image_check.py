@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from tasks.source_tree import BUNDLE_FOLDERS, digest_of_running
 #: The oldest Linux driver that runs any minor version of a CUDA major: NVIDIA, "CUDA Compatibility", table 1
 #: of "Minor Version Compatibility". A newer driver runs every older CUDA.
 OLDEST_DRIVER = {11: (450, 80, 2), 12: (525,), 13: (580,)}
+
+#: Kubernetes keeps what stands here in the pod's status, where it outlives the container's log.
+TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_BYTES = 4096
 
 _ASK = ("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader")
 _ASK_TIMEOUT_S = 60.0
@@ -128,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = check(root, home.home(), options.gpus)
     except LoraOpsError as error:
         report = {"schema_version": 1, "ok": False, "problems": [error.message, *error.details]}
-    sys.stdout.write(json.dumps(report) + "\n")
+    line = json.dumps(report)
+    sys.stdout.write(line + "\n")
+    with suppress(OSError):  # outside of Kubernetes there is none
+        TERMINATION_LOG.write_text(line[:TERMINATION_BYTES])
     return 0 if report["ok"] else 1
 
 

@@ -248,3 +248,10 @@ def test_foreign_documents_never_raise(junk):
     thing = junk if isinstance(junk, dict) else {}
     read_job(thing, [thing], [thing])
     needs_events(thing, [thing])
+
+
+def test_its_termination_message_is_what_it_said():
+    document = seen("exit-three")
+    ended = document["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended["message"] = "no such module"
+    assert sight(document).said == "no such module"

@@ -191,3 +191,18 @@ def test_the_real_trainer_passes_with_the_real_lock(tmp_path: Path) -> None:
     assert report["step"]["ok"], report
     if not report["problems"]:  # the lock's torch may be a CPU build on a machine with a GPU
         assert (done.returncode, report["ok"]) == (0, True)
+
+
+def test_the_report_outlives_the_log_in_the_pods_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node may have cleared the log by the time that somebody asks for it."""
+    from tasks import image_check
+
+    status = tmp_path / "termination-log"
+    monkeypatch.setattr(image_check, "TERMINATION_LOG", status)
+    monkeypatch.setattr(image_check, "check", lambda *words: {"ok": True, "tree": "sha256:x"})
+    assert image_check.main([]) == 0
+    assert status.read_text() == capsys.readouterr().out.strip()
+    monkeypatch.setattr(image_check, "TERMINATION_LOG", tmp_path / "no" / "such")
+    assert image_check.main([]) == 0
