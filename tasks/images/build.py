@@ -157,7 +157,7 @@ def _more_arguments() -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"{BUILD_ARGS_ENV} cannot be read: {error}.", f"It is: {text}") from None
+        raise ConfigError(f"{BUILD_ARGS_ENV} cannot be read: {error}.", "Quote it as in a shell.") from None
 
 
 def _tell_steps(say: Say) -> Say:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from lora_ops.cloud_spec import ImageSpec
 from lora_ops.errors import BundleError, ConfigError, NotFoundError, UnreachableError
 from tasks.images import Built, Registries, build_and_push
 from tasks.images.build import EPOCH, FURTHER, _web_address
-from tasks.source_tree import BUNDLE_FOLDERS, LOCK, tree_digest
+from tasks.source_tree import (
+    BUNDLE_FOLDERS,
+    LOCK,
+    commit_time,
+    origin,
+    read_folder,
+    read_revision,
+    tree_digest,
+)
 from tests.tasks.registry_site import Registry, frozen, need, registry
 from tests.tasks.source_trees import git
 
@@ -151,6 +160,16 @@ def test_build_arguments_come_from_the_spec_and_the_environment(
     monkeypatch.setenv("LORA_OPS_BUILD_ARGS", "--label 'open")
     with pytest.raises(ConfigError, match="LORA_OPS_BUILD_ARGS"):
         build(source, image)
+
+
+def test_a_folder_without_git_has_the_same_files(source: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns(".git"))
+    found = read_folder(bare, FURTHER)
+    assert found.revision == "unversioned"
+    assert found.files == read_revision(source, "HEAD", FURTHER).files
+    assert commit_time(bare, found.revision) == "unknown"
+    assert origin(bare) == ""
 
 
 @pytest.mark.parametrize(
