@@ -198,13 +198,9 @@ def test_a_base_that_is_not_there(source: Path, image: ImageSpec, home: Registry
         build(source, image.model_copy(update={"base": absent}))
 
 
-def test_a_registry_that_is_gone_at_the_push(
+def test_a_registry_that_freezes_at_the_push(
     source: Path, image: ImageSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with frozen() as host:
-        pass
-    with pytest.raises(UnreachableError, match=host):
-        build(source, image.model_copy(update={"repository": f"{host}/team/trainer"}))
     monkeypatch.setattr("tasks.images.build.PUSH_TIMEOUT_S", 0.5)
     with frozen() as host, pytest.raises(UnreachableError, match=host):
         build(source, image.model_copy(update={"repository": f"{host}/team/trainer"}))
