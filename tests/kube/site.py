@@ -20,6 +20,7 @@ from lora_ops.gates.statistics import Verdict
 from lora_ops.request import RequestState
 from lora_ops.spec import PlatformSpec
 from lora_ops.state import Source
+from tasks.datasets import newest_checkpoint
 from tasks.platform import Platform
 from tasks.prefect_api import PrefectApi
 from tasks.source_tree import BUNDLE_FOLDERS
@@ -190,6 +191,13 @@ class KubeSite(Site):
         last = state.attempts[-1]
         moved = last.cloud != cloud and self.exists(keys.heartbeat(request_id, last.n))
         return state if moved else None
+
+    def checkpointed(self, request_id: str, timeout_s: float = 120) -> RequestState:
+        """The request once a checkpoint of it is in the store."""
+        eventually(
+            lambda: newest_checkpoint(self.platform.store, request_id), f"{request_id} saves", timeout_s
+        )
+        return self.platform.request(request_id)
 
     def resumed_from(self, request_id: str) -> int:
         """The step at which the successful attempt began."""

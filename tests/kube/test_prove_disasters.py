@@ -26,7 +26,7 @@ def promoted(kube: KubeSite, rollout: str, release: str, timeout_s: float = 500)
 def test_a_region_that_dies_with_attempts_running(kube: KubeSite) -> None:
     slow = [kube.submit(seed=1003, cloud=AWS, canary="never") for _ in range(2)]
     for each in slow:
-        kube.attempted(each, 120)
+        kube.checkpointed(each, 120)
     kube.regions[AWS].do("kill")
     began = time.monotonic()
     try:
@@ -108,7 +108,7 @@ def test_the_store_cut_off_for_a_minute(kube: KubeSite) -> None:
     """Training goes on, submitting says why it cannot, the canary gets nothing, and nothing is lost."""
     release = kube.image()
     slow = kube.submit(seed=1003, canary="never")
-    kube.attempted(slow, 120)
+    kube.checkpointed(slow, 120)
     rollout = kube.deploy(release)
     kube.in_phase(rollout, "canarying", timeout_s=300)
     os.kill(kube.store_pid, signal.SIGSTOP)
@@ -126,7 +126,7 @@ def test_the_store_cut_off_for_a_minute(kube: KubeSite) -> None:
 
 def test_a_drained_cloud_is_emptied_politely(kube: KubeSite) -> None:
     slow = kube.submit(seed=1003, cloud=AZURE, canary="never")
-    kube.attempted(slow, 120)
+    kube.checkpointed(slow, 120)
     done = kube.cli("cloud", "drain", AZURE, "--yes")
     assert done.returncode == 0, done.stderr
     try:
@@ -141,7 +141,7 @@ def test_a_drained_cloud_is_emptied_politely(kube: KubeSite) -> None:
 
 def test_an_evicted_pod_goes_on_from_its_checkpoint(kube: KubeSite) -> None:
     slow = kube.submit(seed=1003, canary="never")
-    state = kube.attempted(slow, 120)
+    state = kube.checkpointed(slow, 120)
     assert state.current is not None
     kube.region(state.current.cloud, "delete", "pod", "-l", f"lora-ops/request={slow}", "--wait=false")
     kube.all_succeeded([slow])

@@ -78,7 +78,7 @@ def test_a_region_that_goes_dark_in_mid_canary_loses_nothing(kube: KubeSite) -> 
     kube.in_phase(rollout, "canarying", timeout_s=240)
     slow = [kube.submit(seed=1003, cloud=GCP, canary="never") for _ in range(2)]
     for each in slow:
-        state = kube.attempted(each, 120)
+        state = kube.checkpointed(each, 120)
         assert state.current is not None
         assert state.current.cloud == GCP
     kube.regions[GCP].do("freeze")
