@@ -20,6 +20,8 @@ MARK = "mirror/last.json"  # in the backup: when and from where it was last comp
 _ENTRY = re.compile(r"^((?:journal|requests)/[^/]+)/(\d{20})\.json$")
 _TALE = re.compile(r"^requests/([^/]+)/attempts/\d+/(log\.txt|heartbeat\.json)$")
 _DEPTH = {"datasets": 3, "artifacts": 3, "checkpoints": 4}  # segments of a folder with a manifest
+_ONCE = ("releases", "rollouts", "idempotency", "requests")  # create-only objects, but for a few
+_LEFT_OUT = ("journal", "open", "clock", "probe", "mirror", "restore")
 _FLOW = re.compile(r"^rollouts/[^/]+/flow\.json$")  # a heartbeat
 
 
@@ -35,8 +37,10 @@ class Folder:
 
 @dataclass(slots=True)
 class Plan:
-    """What is missing. `entries`: of each journal, in order. Not of the same size in both stores: `apart`, a
-    journal's entries; `differs`, other objects that never change."""
+    """What is missing. `tales`: what its writer overwrites. `entries`: of each journal, in order.
+
+    Not of the same size in both stores: `apart`, entries; `differs`, other objects that never change.
+    """
 
     folders: list[Folder] = field(default_factory=list)
     objects: Metas = field(default_factory=list)
@@ -79,10 +83,12 @@ def make_plan(source: Store, there: Mapping[str, int], still_open: Iterable[str]
         if name == "checkpoints":
             wanted = {newest_checkpoint(source, each) for each in sorted(unfinished)}
         plan.folders += _folders(name, listed, there, wanted)
-    for name in ("releases", "rollouts", "idempotency", "requests"):
+    for name in _ONCE:
         for meta in source.list(name):
             if not _ENTRY.match(meta.key) and not _FLOW.match(meta.key):
                 _one(plan, meta, there, unfinished)
+    for name in sorted(set(source.list_folders("")) - {*_DEPTH, *_ONCE, *_LEFT_OUT}):  # a newer version's
+        plan.tales += [meta for meta in source.list(name) if there.get(meta.key) != meta.size]
     for prefix, entries in journals.items():
         _journal(plan, prefix, entries, there)
     return plan

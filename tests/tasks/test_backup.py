@@ -114,6 +114,14 @@ def test_what_is_new_is_copied_and_nothing_is_deleted(world: World, backup: Stor
     check_whole(backup)
 
 
+def test_what_a_newer_version_keeps_is_copied_too(world: World, backup: Store) -> None:
+    world.found()
+    for data in (b"one", b"other"):
+        world.store.put("catalogue/a", data)
+        assert sync(world.store, backup).problems == []
+        assert backup.get("catalogue/a").data == data
+
+
 def test_a_log_is_kept_when_its_request_is_over(world: World, backup: Store) -> None:
     _, open_one = world.live()
     sync(world.store, backup)
