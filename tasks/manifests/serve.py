@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from lora_ops.errors import ConfigError
 from lora_ops.spec import PlatformSpec, parse_spec
-from tasks.manifests.jobs import COMPONENT, HOME, scratch_env
+from tasks.manifests.jobs import COMPONENT, SCRATCH, scratch_env
 from tasks.manifests.templates import Manifest, render_template
 from tasks.manifests.worker import blocks, namespace_manifests, ports
 
@@ -158,7 +158,7 @@ def _control(spec: PlatformSpec) -> _Process:
 def _env(spec: PlatformSpec) -> dict[str, str]:
     return {
         **scratch_env(),
-        "LORA_OPS_HOME": HOME,
+        "LORA_OPS_HOME": SCRATCH,
         "LORA_OPS_SPEC": SPEC,
         "KUBECONFIG": "/etc/lora-ops-kube/config",
         "PREFECT_API_URL": spec.prefect.api_url,

@@ -54,7 +54,7 @@ clouds = st.builds(
     grace=st.integers(0, 900),
     ttl=st.integers(0, 10**5),
 )
-properties = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+properties = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 # --- the shape ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 import yaml
 
@@ -9,6 +11,7 @@ from lora_ops.errors import ConfigError, NotFoundError, UsageError
 from lora_ops.spec import parse_spec
 from tasks import manifests
 from tasks.manifests import Manifest
+from tasks.manifests.templates import FOLDER
 from tests.tasks.made_manifests import (
     DIGEST,
     IMAGE,
@@ -247,3 +250,16 @@ def test_bad_input_names_what_is_wrong() -> None:
         manifests.render(parse_spec(loopback, "x"), IMAGE)
     with pytest.raises(ConfigError, match="no manifests"):
         manifests.render(parse_spec("clouds: {east: {}}\n", "x"), IMAGE)
+
+
+def test_the_image_of_serve_has_one_checkout_s_code_whole() -> None:
+    """A folder that is left out would be the trainer image's: another revision's, or none."""
+    root = FOLDER.parents[1]
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    lines = (FOLDER / "Dockerfile.serve").read_text().splitlines()
+    copied = {line.split()[1] for line in lines if line.startswith("COPY ")}
+    assert copied == {*packages["packages"], "deployments/kubernetes"}
+    admitted = (FOLDER / "Dockerfile.serve.dockerignore").read_text().split()
+    assert {line[1:] for line in admitted if line.startswith("!")} == copied
