@@ -188,14 +188,14 @@ def _open(local: Local) -> Store:
 
 
 def _open_backup(local: Local) -> Store:
-    from tasks.store import open_store
+    from tasks.backup import open_backup
 
     backup = local.spec.backup
     if backup is None:
         raise ConfigError(
             f"{local.spec_path} names no backup.", "Add `backup: {url: s3://another-bucket/folder}` to it."
         )
-    return open_store(backup.url, credentials_block=backup.credentials_block)
+    return open_backup(backup)
 
 
 def _size(count: float) -> str:

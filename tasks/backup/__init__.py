@@ -2,6 +2,6 @@
 
 from tasks.backup.mirror import Mirror, mirror_once
 from tasks.backup.restore import restore
-from tasks.backup.sync import Progress, Report, sync
+from tasks.backup.sync import Progress, Report, open_backup, sync
 
-__all__ = ["Mirror", "Progress", "Report", "mirror_once", "restore", "sync"]
+__all__ = ["Mirror", "Progress", "Report", "mirror_once", "open_backup", "restore", "sync"]

@@ -11,9 +11,10 @@ from typing import Protocol, TypeVar
 
 from lora_ops import SCHEMA_VERSION
 from lora_ops.errors import ConfigError
+from lora_ops.storage_spec import BackupSpec
 from tasks.backup.copying import Copier, apart
 from tasks.backup.plan import MARK, Plan, make_plan
-from tasks.store import Meta, Store, prove_create_only
+from tasks.store import Meta, Store, open_store, prove_create_only
 
 _PARALLEL = 8
 T = TypeVar("T")
@@ -99,6 +100,11 @@ def copy_store(
     report.objects, report.size = copier.objects, copier.bytes
     report.problems += copier.problems
     return report
+
+
+def open_backup(backup: BackupSpec) -> Store:
+    """The store that `backup:` names. Raises as `open_store`."""
+    return open_store(backup.url, credentials_block=backup.credentials_block)
 
 
 def check_two(store: Store, backup: Store) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lora_ops import keys
 from lora_ops.errors import ConfigError, ConflictError, JournalError, NotFoundError, StoreUnavailable
+from lora_ops.garbage import TOMBSTONE
 from lora_ops.request import ResultState
 from tasks.backup import Mirror, mirror_once, restore, sync
 from tasks.backup.plan import MARK
@@ -23,7 +24,7 @@ from tasks.journal import Journal
 from tasks.platform import Platform
 from tasks.store import Store, open_store
 from tasks.store.faulty import Fault, FaultyStore, Killed
-from tests.tasks.backup_world import World, contents
+from tests.tasks.backup_world import DATASET, World, contents
 
 MOMENTARY = ("clock/", "probe/", "open/", "mirror/", "rollouts/roll-1/flow.json")
 
@@ -120,6 +121,16 @@ def test_what_a_newer_version_keeps_is_copied_too(world: World, backup: Store) -
         world.store.put("catalogue/a", data)
         assert sync(world.store, backup).problems == []
         assert backup.get("catalogue/a").data == data
+
+
+def test_what_gc_is_clearing_away_is_left_out(world: World, backup: Store) -> None:
+    world.live()
+    sync(world.store, backup)
+    before = contents(backup)
+    world.store.put(f"datasets/faces/{DATASET.replace(':', '-')}/MANIFEST.json", TOMBSTONE)
+    report = sync(world.store, backup)
+    assert (report.objects, report.problems) == (0, [])
+    assert {**contents(backup), MARK: before[MARK]} == before
 
 
 def test_a_log_is_kept_when_its_request_is_over(world: World, backup: Store) -> None:
