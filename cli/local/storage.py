@@ -137,11 +137,9 @@ def gc(
         for kind in Kind
         if found.of(kind)
     }
-    rows = [
-        (kind, each["objects"], _size(each["bytes"]), "kept: not confirmed" if Kind(kind) in left else "")
-        for kind, each in counts.items()
-    ]
-    lines = table(("garbage", "objects", "size", ""), rows, "there is no garbage")
+    kinds = [(kind, each["objects"], _size(each["bytes"])) for kind, each in counts.items()]
+    rows = [(*row, "kept" if row[0] in left else "goes") for row in kinds]
+    lines = table(("garbage", "objects", "size", "it"), rows, "there is no garbage")
     if not session.dry_run:
         lines.append(f"freed {_size(freed)}")
     document = {

@@ -36,7 +36,7 @@ def digests(store: Store, *, deep: bool = False, say: Callable[[str], None] = la
     for meta in chosen:
         say(meta.key.removesuffix(f"/{MANIFEST}"))
         bad += _wrong(store, meta)
-    told = f"{len(chosen)} of {len(found)} folders are what their manifests say"
+    told = f"{len(found)} finished folders, {len(chosen)} read: all are what their manifests say"
     if not bad:
         return Finding("digests", Level.OK, told)
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
