@@ -123,8 +123,9 @@ class Sights:
             worker = reconcile.Worker.ALIVE if there else reconcile.Worker.GONE
         cloud = turn.state.clouds.get(attempt.cloud)
         pod, pod_for_s = self._pod(key, attempt.cloud)
-        if pod is not None and pod.phase == "running" and self.clusters.fresh(attempt.cloud):
-            worker = reconcile.Worker.ALIVE  # its node is: what is silent is the attempt
+        if pod is not None and pod.phase == "running" and pod.trouble is None:
+            fresh = self.clusters.fresh(attempt.cloud)
+            worker = reconcile.Worker.ALIVE if fresh else worker  # its node is: the attempt is silent
         return Sight(
             marker_age_s=marker_age_s,
             run=run,

@@ -243,6 +243,9 @@ def _pod_end(sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
         case Trouble.UNSCHEDULABLE:
             patience = limits.spill_after_s if sight.other_cloud_open else limits.start_deadline_s
             return _lost("unschedulable", pod.message) if sight.pod_for_s > patience else None
+        case Trouble.NODE_LOST if not pod.over:
+            silent = sight.pod_for_s > limits.dark_after_s and not _beats(sight, limits)
+            return _lost("lost_worker", pod.message) if silent else None
     if not pod.over or sight.pod_for_s < limits.settle_s:
         return None
     if sight.run not in (Run.ENDED, Run.CANCELLED) and sight.pod_for_s < 3 * limits.settle_s:
@@ -251,8 +254,8 @@ def _pod_end(sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
         return _lost(sight.said, f"Its process ended without a word to the store. {pod.message}".strip())
     if pod.trouble is Trouble.EXITED and pod.exit_code == PREFECT_AWAY:
         return _lost("prefect_away", pod.message)
-    silent = "no_heartbeat" if sight.started else "exit_before_contact"
-    return _lost(_POD_CAUSES.get(pod.trouble, silent), pod.message or "Its pod ended without a result.")
+    unheard = "no_heartbeat" if sight.started else "exit_before_contact"
+    return _lost(_POD_CAUSES.get(pod.trouble, unheard), pod.message or "Its pod ended without a result.")
 
 
 def _running(sight: Sight, limits: Limits) -> Action:

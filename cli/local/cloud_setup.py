@@ -140,8 +140,8 @@ class Setup:
 
     def _subject(self) -> Subject:
         secret = bool(os.environ.get("PREFECT_API_AUTH_STRING"))
-        now = self.platform.clock.now
-        return Subject(self.name, self.cloud, self.local.spec, self._release, now, secret)
+        store, now = self.platform.store, self.platform.clock.now
+        return Subject(self.name, self.cloud, self.local.spec, self._release, store, now, secret)
 
 
 def _stable(state: AppState, name: str) -> str | None:

@@ -13,6 +13,7 @@ from tasks.clock import Interval
 from tasks.cluster.client import Cluster
 from tasks.cluster.quota import outside, too_small
 from tasks.manifests.worker import AUTH_KEY, AUTH_SECRET
+from tasks.store import Store
 
 Status = Literal["ok", "warning", "failed"]
 #: What serve does in a cloud's namespace: the Role `lora-ops-serve`.
@@ -39,12 +40,13 @@ class Check:
 @dataclass(frozen=True)
 class Subject:
     """A cloud and what of its platform the checks need. `stable`: the digest that it runs, or will run.
-    `now`: the store's clock. `prefect_secret`: Prefect's API wants a shared password."""
+    `store`: the platform's; `now`: its clock. `prefect_secret`: Prefect's API wants a shared password."""
 
     name: str
     cloud: CloudSpec
     spec: PlatformSpec
     stable: str | None
+    store: Store
     now: Callable[[], Interval]
     prefect_secret: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,11 +36,16 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
     if image is None:
         yield Check("probe pod", "warning", "there is no release yet to run", "Start with `lora-ops up`.")
         return
+    mark = f"probe/cloud-check/{secrets.token_hex(8)}"
     try:
-        ended = run_job(cluster, _job(subject, image), subject.spec.requests.start_deadline, say)
+        subject.store.create(mark, b"")  # that the pod sees it tells that its store is ours
+        ended = run_job(cluster, _job(subject, image, mark), subject.spec.requests.start_deadline, say)
     except LoraOpsError as error:
         yield failed("probe pod", error)
         return
+    finally:
+        with suppress(LoraOpsError):
+            subject.store.delete(mark)
     report = _report(ended.logs)
     if report is None:
         yield _no_report(ended)
@@ -58,11 +64,13 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
             yield Check(f"{part} from a pod", "failed", found, remedy)
 
 
-def _job(subject: Subject, image: str) -> dict[str, Any]:
+def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
     command = ["python", "-P", "-c", Path(reach.__file__).read_text(encoding="utf-8")]
     command += [subject.spec.store, subject.prefect_api_url]
     purpose = f"cloud-check-{secrets.token_hex(3)}"
-    job = check_job(subject.name, _small(subject.cloud), subject.spec.app, image, purpose, command)
+    job = check_job(
+        subject.name, _small(subject.cloud), subject.spec.app, image, purpose, command, {reach.MARK_ENV: mark}
+    )
     # As attempts get it, from their worker.
     reference = {"name": AUTH_SECRET, "key": AUTH_KEY, "optional": True}
     auth = {"name": "PREFECT_API_AUTH_STRING", "valueFrom": {"secretKeyRef": reference}}

@@ -13,13 +13,23 @@ import urllib.request
 from collections.abc import Callable
 
 ANSWER_S = 20.0
+MARK_ENV = "LORA_OPS_CHECK_MARK"
 
 
 def store(url: str) -> str:
-    """Open it, create an object once and only once, delete it."""
+    """Create an object once and only once, delete it, and find the one that the platform put there."""
+    from lora_ops.errors import ConfigError, ObjectMissing
     from tasks.store import open_store
 
-    open_store(url, prove=True)
+    opened = open_store(url, prove=True)
+    if key := os.environ.get(MARK_ENV):
+        try:
+            opened.get(key)
+        except ObjectMissing:
+            hint = (
+                "It is the pod's own: take s3://, gs:// or az://, which every cloud and this machine reach."
+            )
+            raise ConfigError("this is another store than the platform's.", hint) from None
     return f"{url}: written, create-only honoured, deleted"
 
 

@@ -36,7 +36,8 @@ def test_train_submits_the_file_as_it_is(cli, serve, config, tmp_path):
     assert [body] == [
         {
             "config": "lora_rank: 8  # größer\n", "source": "style.yaml", "cwd": str(tmp_path),
-            "name": "style", "canary": "never", "cloud": "west", "idempotency_key": "k", "dry_run": False,
+            "name": "style", "canary": "never", "cloud": "west", "cloud_only": False,
+            "idempotency_key": "k", "dry_run": False,
         }
     ]  # fmt: skip
     assert cli("train", config, "-q")[1] == f"{ID}\n"

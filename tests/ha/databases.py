@@ -36,7 +36,8 @@ class Postgres:
     """A database cluster of its own. Root may not run one, so root becomes the user of Debian's package."""
 
     def __init__(self) -> None:
-        initdb, server = (program(name, "postgresql") for name in ("initdb", "postgres"))
+        names = ("initdb", "postgres", "pg_isready", "createdb", "psql")
+        self._programs = {name: program(name, "postgresql") for name in names}
         self.port = free_port()
         # pytest's folders are closed to other users
         self.folder = Path(tempfile.mkdtemp(prefix="lora-ops-postgres-"))
@@ -45,20 +46,22 @@ class Postgres:
             person = pwd.getpwnam("postgres")
             os.chown(self.folder, person.pw_uid, person.pw_gid)
             self._as = {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
-        self._run(
-            initdb, "-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"
-        )
+        self._run("initdb", "-D", "data", "-U", USER, "-A", "trust", "--locale=C.UTF-8", "--no-sync")
         options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
-        command = [server, "-D", "data", "-p", str(self.port)]
+        command = [self._programs["postgres"], "-D", "data", "-p", str(self.port)]
         command += [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, **self._as)
-        ready = [program("pg_isready", "postgresql"), "-q", *self._where()]
-        eventually(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
+        ready = [self._programs["pg_isready"], "-q", *self._where()]
+        try:
+            eventually(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL answers", 30)
+        except BaseException:
+            self.stop()
+            raise
 
-    def database(self, name: str, like: str = "template1") -> str:
-        """A new database, with what the one that it is like holds; its URL."""
-        self._run(program("createdb", "postgresql"), *self._where(), "-T", like, name)
+    def database(self, name: str) -> str:
+        """A new database; its URL."""
+        self._run("createdb", *self._where(), name)
         return f"postgresql+asyncpg://{USER}@127.0.0.1:{self.port}/{name}"
 
     def stop(self) -> None:
@@ -69,11 +72,17 @@ class Postgres:
     def _where(self) -> list[str]:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
 
-    def _run(self, *command: str) -> None:
+    def count(self, database: str, table: str) -> int:
+        """The rows of a table."""
+        return int(self._run("psql", *self._where(), "-d", database, "-Atc", f"select count(*) from {table}"))
+
+    def _run(self, name: str, *words: str) -> str:
+        command = [self._programs[name], *words]
         done = subprocess.run(
             command, cwd=self.folder, check=False, capture_output=True, text=True, timeout=120, **self._as
         )
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 class Redis:

@@ -6,9 +6,11 @@ The servers get the environment that deployments/helm/prefect-server-values.yaml
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +78,17 @@ class Replica:
             )
 
     def kill(self) -> None:
-        """SIGKILL; the process is gone when this returns."""
-        self._process.kill()
+        """SIGKILL, to its children too, which would serve on; the process is gone when this returns."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 
     def stop(self) -> None:
+        """SIGTERM; then SIGKILL to what is left of it."""
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()
 
     @property
     def alive(self) -> bool:

@@ -6,7 +6,6 @@ Either of each pair is killed in mid-canary while requests come in, and nobody n
 from __future__ import annotations
 
 import itertools
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tasks.prefect_api import PrefectApi
 from tests.flows.site import Site, eventually, free_port
 from tests.ha import scaled
 from tests.ha.balancer import Balancer
-from tests.ha.databases import USER, Postgres, Redis, program
+from tests.ha.databases import Postgres, Redis
 from tests.ha.scaled import Replica, ScaledSite, until_ready
 
 pytestmark = pytest.mark.server
@@ -37,7 +36,7 @@ def postgres() -> Iterator[Postgres]:
 
 @dataclass
 class Platform:
-    """What runs: two of each, and the balancers before them. `serves[0]` is the one that `up` started."""
+    """What runs: two of each, and the balancers before them. The first serve is the one that `up` started."""
 
     site: ScaledSite
     servers: list[Replica]
@@ -187,7 +186,7 @@ def test_one_server_on_postgresql_brings_a_release_out(
             ended = site.ended(rollout, 300)
         assert ended.phase is Phase.PROMOTED, ended.reason
         site.all_succeeded(requests)
-        assert _flow_runs(postgres, "alone") > len(requests)
+        assert postgres.count("alone", "flow_run") > len(requests)
         assert not list((site.base / "prefect").glob("*.db"))
     finally:
         left = site.stop()
@@ -197,9 +196,3 @@ def test_one_server_on_postgresql_brings_a_release_out(
 def _canaries(site: Site, rollout: str) -> bool:
     starts, _ = site.platform.attempts(rollout)
     return any(start.track == Track.CANARY for start in starts)
-
-
-def _flow_runs(postgres: Postgres, database: str) -> int:
-    where = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", USER, "-d", database]
-    command = [program("psql", "postgresql"), *where, "-At", "-c", "select count(*) from flow_run"]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -176,6 +176,7 @@ def test_a_silent_node():
         "The node aws-node does not answer any more.",
         image_id=sight(document).image_id,
         node="aws-node",
+        pod=pod["metadata"]["name"],
     )
 
 

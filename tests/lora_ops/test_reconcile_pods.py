@@ -53,6 +53,8 @@ def pod(phase: str, trouble: Trouble | None, code: int | None = None) -> PodSigh
         (pod("failed", Trouble.NODE_LOST), 15.0, "lost_worker"),
         (pod("failed", Trouble.DEADLINE), 15.0, "deadline"),
         (pod("running", None), 1e6, None),
+        (pod("running", Trouble.NODE_LOST), 20.0, None),
+        (pod("running", Trouble.NODE_LOST), 20.1, "lost_worker"),
     ],
 )
 def test_a_pod_that_will_not_run_ends_its_attempt(seen: PodSight, for_s: float, cause: str | None) -> None:

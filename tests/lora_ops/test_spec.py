@@ -16,7 +16,7 @@ from lora_ops.state import Policy, Provider
 EXAMPLE = """\
 app: lora-training
 store: s3://bucket/folder
-backup: {url: "s3://elsewhere/folder?encryption=sse-s3", credentials_block: aws-credentials/backup, every: 10m}
+backup: {url: "s3://away/folder?encryption=sse-s3", credentials_block: aws-credentials/backup, every: 10m}
 prefect: {api_url: "http://127.0.0.1:4200/api"}
 serve:
   host: 127.0.0.1
@@ -53,6 +53,7 @@ rollout:
   hold: 10m
   approval: true
   accept_unverified_approval: false
+  failed_wave: rollback
   verify_timeout: 5m
   abandon_after: 1h
   max_restarts: 5

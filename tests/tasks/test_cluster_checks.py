@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from email.utils import formatdate
@@ -21,6 +22,7 @@ from tasks.cluster.client import Cluster
 from tasks.cluster.pool import check_pool
 from tasks.cluster.probe import check_pod
 from tasks.cluster.run_job import Ended
+from tasks.store import open_store
 from tests.tasks.cluster_api import Api, kubeconfig
 
 DIGEST = "sha256:" + "ab" * 32
@@ -40,7 +42,7 @@ def now() -> Interval:
 
 def subject(text: str = SPEC, stable: str | None = DIGEST, clock=now, secret: bool = False) -> Subject:
     spec = parse_spec(text, "f")
-    return Subject("aws", spec.clouds["aws"], spec, stable, clock, secret)
+    return Subject("aws", spec.clouds["aws"], spec, stable, open_store("memory://"), clock, secret)
 
 
 @pytest.fixture
@@ -192,16 +194,22 @@ def test_a_registry_that_does_not_answer():
 def pod(monkeypatch, cluster, ended: Ended, of: Subject | None = None) -> list[Check]:
     made: list[dict] = []
 
+    of = of or subject()
+
     def run_job(_: Cluster, manifest: dict, timeout_s: float, say: object) -> Ended:
         made.append(manifest)
+        environment = manifest["spec"]["template"]["spec"]["containers"][0]["env"]
+        (mark,) = [each["value"] for each in environment if each["name"] == reach.MARK_ENV]
+        of.store.head(mark)
         return ended
 
     monkeypatch.setattr(probe, "run_job", run_job)
-    checks = list(check_pod(of or subject(), cluster, print))
+    checks = list(check_pod(of, cluster, print))
+    assert of.store.list("probe") == []
     container = made[0]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == f"127.0.0.1:9/lora-scripts@{DIGEST}"
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
-    assert container["command"][-2:] == ["s3://bucket/app", (of or subject()).prefect_api_url]
+    assert container["command"][-2:] == ["s3://bucket/app", of.prefect_api_url]
     assert made[0]["metadata"]["namespace"] == "team"
     return checks
 
@@ -297,10 +305,16 @@ def test_the_pods_program_runs_by_its_text_alone(tmp_path):
     text = Path(reach.__file__).read_text(encoding="utf-8")
     command = [sys.executable, "-P", "-c", text, f"file://{tmp_path}/store", f"{api.url}/api"]
     done = run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    api.close()
     found = json.loads(done.stdout)
-    assert found["store"]["ok"]
+    assert found["store"]["ok"], found
+    strange = {**os.environ, reach.MARK_ENV: "probe/cloud-check/1"}
+    told = json.loads(
+        run(command, capture_output=True, text=True, cwd=tmp_path, check=True, env=strange).stdout
+    )
+    assert "another store than the platform's" in told["store"]["found"]
+    assert "s3://" in told["store"]["hint"]
     assert found["prefect"] == {"ok": True, "found": f"{api.url}/api: version 3.8.8", "hint": ""}
+    api.close()
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
