@@ -1,5 +1,5 @@
-"""Identity without keys, and what an S3 bucket is asked: with moto and a small server that stands for STS and
-for EKS Pod Identity. It shows that the identity is asked for and used, not that a real cloud grants it."""
+"""Identity without keys, and what an S3 bucket is asked: with moto and a small server that stands for STS, for
+EKS Pod Identity and for Entra. It shows that the identity is asked for and used, not that a cloud grants it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FREEZE = {"Days": 9, "StorageClass": "GLACIER"}
 
 
 class Identity(BaseHTTPRequestHandler):
-    """Gives out a session, as STS or as the agent of EKS Pod Identity does."""
+    """Gives out a session, as STS, as the agent of EKS Pod Identity or as Entra does."""
 
     asked: Asked
 
@@ -47,6 +47,8 @@ class Identity(BaseHTTPRequestHandler):
         if self.command == "GET":
             keys = {"AccessKeyId": "POD", "SecretAccessKey": "s", "Token": "t", "Expiration": until}
             answer = json.dumps(keys)
+        elif "oauth2" in self.path:
+            answer = json.dumps({"access_token": "azures", "token_type": "Bearer", "expires_in": 3600})
         else:
             answer = (
                 "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
@@ -126,6 +128,28 @@ def test_pod_identity_of_eks(
     store.put("a", b"1")
     assert s3_store.get("a").data == b"1"
     assert asked == [("/v1/credentials", "", "pod-token")]
+
+
+def test_workload_identity_of_aks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a.jwt.token")
+    context, authority = server_context(tmp_path)
+    with giver(context) as (url, asked):
+        for name, value in {
+            "AZURE_CLIENT_ID": "the-client",
+            "AZURE_TENANT_ID": "the-tenant",
+            "AZURE_FEDERATED_TOKEN_FILE": str(tmp_path / "token"),
+            "AZURE_AUTHORITY_HOST": url,
+            "AZURE_STORAGE_ACCOUNT_NAME": "team",
+            "AZURE_STORAGE_ENDPOINT": url,
+        }.items():
+            monkeypatch.setenv(name, value)
+        store = open_store("az://container/x", options={"client_options": {"root_certificate": authority}})
+        store.put("a", b"1")
+    token, put = asked
+    assert token[0] == "/the-tenant/oauth2/v2.0/token"
+    assert "a.jwt.token" in token[1]
+    assert "the-client" in token[1]
+    assert put == ("/container/x/a", "1", "Bearer azures")
 
 
 # --- options of a URL ---
