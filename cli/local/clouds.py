@@ -171,7 +171,7 @@ def _read(spec: Path | None) -> tuple[Path, str]:
 
     path = spec.absolute() if spec is not None else find_spec()
     try:
-        return path, path.read_text(encoding="utf-8")
+        return path, path.read_text(encoding="utf-8-sig")
     except OSError as error:
         hint = "Write one with `lora-ops init`."
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", hint) from None
