@@ -1,5 +1,5 @@
-"""Identity without keys, and what an S3 bucket is asked: with moto and a small server that stands for STS, for
-EKS Pod Identity and for Entra. It shows that the identity is asked for and used, not that a cloud grants it."""
+"""Identity without keys, and what an S3 bucket is asked: with moto, and a small server that stands for STS,
+for EKS Pod Identity and for Entra. It shows that the identity is asked for and used, no more."""
 
 from __future__ import annotations
 
