@@ -107,8 +107,10 @@ def test_the_newest_pod_counts():
     assert sight(document).trouble is None
     alone = read_job(document["job"], [old], [])
     assert (alone.trouble, alone.message) == (Trouble.DELETED, "Its pod was deleted.")
-    for pods in ([old, new], [new, old]):
-        assert read_job(document["job"], pods, []).trouble is None
+    for name in ("a", "z"):  # times are whole seconds
+        new["metadata"].update(name=name, creationTimestamp=old["metadata"]["creationTimestamp"])
+        for pods in ([old, new], [new, old]):
+            assert read_job(document["job"], pods, []).trouble is None
 
 
 def test_other_jobs_pods_and_events_are_left_out():
