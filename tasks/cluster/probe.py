@@ -46,7 +46,7 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
     finally:
         with suppress(LoraOpsError):
             subject.store.delete(mark)
-    report = _report(ended.logs)
+    report = _report(ended.sight.said) or _report(ended.logs)
     if report is None:
         yield _no_report(ended)
         return
@@ -71,6 +71,7 @@ def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
     job = check_job(
         subject.name, _small(subject.cloud), subject.spec.app, image, purpose, command, {reach.MARK_ENV: mark}
     )
+    del job["metadata"]["labels"]["lora-ops/app"]  # or serve deletes it, as nobody's attempt and no rollout's
     # As attempts get it, from their worker.
     reference = {"name": AUTH_SECRET, "key": AUTH_KEY, "optional": True}
     auth = {"name": "PREFECT_API_AUTH_STRING", "valueFrom": {"secretKeyRef": reference}}

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from subprocess import run
@@ -22,6 +23,7 @@ from tasks.cluster.client import Cluster
 from tasks.cluster.pool import check_pool
 from tasks.cluster.probe import check_pod
 from tasks.cluster.run_job import Ended
+from tasks.cluster.watch import APP
 from tasks.store import open_store
 from tests.tasks.cluster_api import Api, kubeconfig
 
@@ -211,6 +213,7 @@ def pod(monkeypatch, cluster, ended: Ended, of: Subject | None = None) -> list[C
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     assert container["command"][-2:] == ["s3://bucket/app", of.prefect_api_url]
     assert made[0]["metadata"]["namespace"] == "team"
+    assert APP not in made[0]["metadata"]["labels"]
     return checks
 
 
@@ -226,6 +229,12 @@ def test_a_probe_pod_that_reaches_all(monkeypatch, cluster):
         ("store from a pod", "ok"),
         ("prefect from a pod", "ok"),
     ]
+
+
+def test_a_report_whose_log_is_gone(monkeypatch, cluster):
+    fine = {"ok": True, "found": "fine", "hint": ""}
+    said = replace(RAN, said=json.dumps({"store": fine, "prefect": fine}))
+    assert {each.status for each in pod(monkeypatch, cluster, Ended(0, "", said))} == {"ok"}
 
 
 def test_a_pod_that_looks_for_prefect_in_itself(monkeypatch, cluster):
