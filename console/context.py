@@ -18,6 +18,7 @@ class ServeContext:
     `run_url`: an attempt's flow run in Prefect's UI, from (request id, attempt number). `health`: whether
     each cloud is up, as the reconciler sees it. `problem`: why a cloud's cluster cannot be asked.
     `trouble`: why an attempt (cloud, request id, number) does not run there, in one sentence.
+    `backup_problem`: why the backup is not up to date.
     """
 
     spec: PlatformSpec
@@ -30,3 +31,4 @@ class ServeContext:
     health: Callable[[], dict[str, bool]]
     problem: Callable[[str], str] = lambda cloud: ""
     trouble: Callable[[str, str, int], str] = lambda cloud, request, n: ""
+    backup_problem: Callable[[], str | None] = lambda: None

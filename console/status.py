@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from console import rollout_views
 from console.clouds import cloud_views
-from console.reader import ReaderDep
+from console.reader import Reader, ReaderDep
 from console.request_index import FINAL_STATES, RUNNING, SUBMITTED, WAITING, RequestFacts
 from console.views import Json, document
 from lora_ops import __version__
@@ -36,6 +36,7 @@ def status(reader: ReaderDep) -> Json:
         {
             "app": state.app,
             "store": reader.store.url,
+            "backup": _backup(reader),
             "prefect": {"url": prefect.api_url, "ok": prefect.ok()},
             "ui": prefect.api_url.rstrip("/").removesuffix("/api"),
             "clouds": cloud_views(reader, state, requests),
@@ -45,6 +46,12 @@ def status(reader: ReaderDep) -> Json:
             "version": __version__,
         }
     )
+
+
+def _backup(reader: Reader) -> Json | None:
+    """The second store, and why it is not up to date; None without one."""
+    backup = reader.context.spec.backup
+    return {"url": backup.url, "problem": reader.context.backup_problem()} if backup is not None else None
 
 
 def request_counts(requests: Iterable[RequestFacts]) -> dict[str, int]:

@@ -42,6 +42,7 @@ def serve(
     from console.context import ServeContext
     from flows.clusters import Clusters
     from flows.reconciler import Reconciler
+    from tasks.backup import Mirror, open_backup
     from tasks.platform import Platform
     from tasks.prefect_api import PrefectApi
     from tasks.store import open_store
@@ -50,6 +51,8 @@ def serve(
     prefect = PrefectApi(local.prefect_url)
     clusters = Clusters.of(local.spec)
     reconciler = Reconciler(platform, prefect, local.spec, local.base, clusters=clusters)
+    backup = local.spec.backup
+    mirror = Mirror(platform.store, open_backup(backup), backup.every) if backup is not None else None
     context = ServeContext(
         spec=local.spec,
         spec_path=local.spec_path,
@@ -60,12 +63,17 @@ def serve(
         run_url=reconciler.run_url,
         health=reconciler.health,
         problem=clusters.problem,
+        backup_problem=lambda: mirror.error if mirror is not None else None,
         trouble=lambda cloud, request, n: clusters.trouble(cloud, (request, n)),
     )
     reconciler.start()
+    if mirror is not None:
+        mirror.start()
     try:
         uvicorn.run(
             create_app(context), host=where, port=at, log_level="warning", timeout_graceful_shutdown=5
         )
     finally:
+        if mirror is not None:
+            mirror.stop()
         reconciler.stop()

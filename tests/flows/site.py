@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 SPEC = """\
 app: stubs
+backup: {{url: "file://backup", every: 10s}}
 prefect: {{api_url: "http://127.0.0.1:{prefect}/api"}}
 serve: {{port: {serve}}}
 clouds:

@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from lora_ops import keys
 from lora_ops.reconcile import Run
 from lora_ops.request import AttemptState, ResultState
+from tasks.store import open_store
 from tests.flows.site import ALWAYS_FAILS, SLOW, USERS_FAULT, Site, eventually
 
 pytestmark = pytest.mark.server
@@ -102,3 +103,19 @@ def test_a_train_run_started_by_hand_submits_a_request(site: Site) -> None:
         assert over.is_completed()
         assert request in (over.message or "")
     site.all_succeeded([request])
+
+
+def test_what_a_training_made_is_in_the_backup_soon(site: Site) -> None:
+    """serve keeps the second store up to date by itself."""
+    request = site.submit()
+    site.all_succeeded([request])
+    backup = open_store(f"file://{site.folder / 'backup'}")
+    where = keys.artifacts(request, 1)
+
+    def there() -> bool | None:
+        return any(meta.key == f"{where}/MANIFEST.json" for meta in backup.list(where)) or None
+
+    eventually(there, "the artifact is in the backup", 90)
+    journal = [meta.key for meta in backup.list(keys.request(request)) if meta.key.endswith(".json")]
+    assert len(journal) >= 3
+    assert site.api.get("/status").json()["backup"]["problem"] is None
