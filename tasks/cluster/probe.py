@@ -20,6 +20,7 @@ from tasks.cluster.run_job import Ended, run_job
 from tasks.manifests import check_job
 from tasks.manifests.worker import AUTH_KEY, AUTH_SECRET
 
+LATE_S = 60.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMEDIES = {
     Trouble.IMAGE_PULL: "See that the nodes reach the registry; a private one needs `pull_secret`.",
@@ -67,6 +68,7 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
 def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
     command = ["python", "-P", "-c", Path(reach.__file__).read_text(encoding="utf-8")]
     command += [subject.spec.store, subject.prefect_api_url]
+    cloud = _small(subject.cloud, subject.spec.requests.start_deadline + LATE_S)
     purpose = f"cloud-check-{secrets.token_hex(3)}"
     job = check_job(
         subject.name, _small(subject.cloud), subject.spec.app, image, purpose, command, {reach.MARK_ENV: mark}
@@ -80,10 +82,10 @@ def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
     return job
 
 
-def _small(cloud: CloudSpec) -> CloudSpec:
-    """A probe takes no GPU from a training, and fits beside it."""
+def _small(cloud: CloudSpec, deadline_s: float) -> CloudSpec:
+    """A probe takes no GPU from a training, fits beside it, and ends soon when nobody waits for it any more."""
     little = Resources(cpu="500m", memory="1Gi", scratch="1Gi", shm="64Mi", gpu=0)
-    return cloud.model_copy(update={"resources": little})
+    return cloud.model_copy(update={"resources": little, "deadline": deadline_s})
 
 
 def _report(logs: str) -> dict[str, Any] | None:

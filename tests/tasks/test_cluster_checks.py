@@ -213,6 +213,7 @@ def pod(monkeypatch, cluster, ended: Ended, of: Subject | None = None) -> list[C
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     assert container["command"][-2:] == ["s3://bucket/app", of.prefect_api_url]
     assert made[0]["metadata"]["namespace"] == "team"
+    assert made[0]["spec"]["activeDeadlineSeconds"] == 360  # start_deadline, and a minute
     assert APP not in made[0]["metadata"]["labels"]
     return checks
 
