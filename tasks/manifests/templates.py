@@ -33,6 +33,10 @@ def dump(manifests: list[Manifest]) -> str:
     )
 
 
+#: What JSON lets stand in a string and YAML does not, or takes for the end of a line.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
 class _Plain(yaml.SafeDumper):
     """No anchors (what two pods share is written twice), and files in ConfigMaps line by line."""
 
@@ -41,14 +45,11 @@ class _Plain(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if _ESCAPED.search(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Plain.add_representer(str, _text)
-
-
-#: What JSON lets stand in a string and YAML does not, or takes for the end of a line.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def _inline(value: Any) -> str:

@@ -101,6 +101,16 @@ def test_any_cloud_gives_restricted_jobs_that_kubernetes_knows(cloud: CloudSpec)
         assert yaml.safe_load(manifests.dump([job])) == job
 
 
+@pytest.mark.parametrize(
+    "odd",
+    ["\x85", "a\n\u2028b", "\r\n", "\x7f", "\ufeff", "\n", " \n x\n", "é\n😀", "<< x >>", "%", "yes", "0x1"],
+)
+def test_every_text_comes_through(odd: str) -> None:
+    job = check(cloud_of(), env={"ODD": odd})
+    assert env_of(job)["ODD"] == odd
+    assert yaml.safe_load(manifests.dump([job])) == job
+
+
 def test_an_attempt_has_what_its_cloud_says() -> None:
     job = attempt(cloud_of(), env={"LORA_OPS_STORE": "s3://bucket", "HOME": "/data/home"}, name="r-1-1")
     spec, pod, container = job["spec"], pod_of(job), container_of(job)
