@@ -70,9 +70,7 @@ def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
     command += [subject.spec.store, subject.prefect_api_url]
     cloud = _small(subject.cloud, subject.spec.requests.start_deadline + LATE_S)
     purpose = f"cloud-check-{secrets.token_hex(3)}"
-    job = check_job(
-        subject.name, _small(subject.cloud), subject.spec.app, image, purpose, command, {reach.MARK_ENV: mark}
-    )
+    job = check_job(subject.name, cloud, subject.spec.app, image, purpose, command, {reach.MARK_ENV: mark})
     del job["metadata"]["labels"]["lora-ops/app"]  # or serve deletes it, as nobody's attempt and no rollout's
     # As attempts get it, from their worker.
     reference = {"name": AUTH_SECRET, "key": AUTH_KEY, "optional": True}
@@ -83,7 +81,7 @@ def _job(subject: Subject, image: str, mark: str) -> dict[str, Any]:
 
 
 def _small(cloud: CloudSpec, deadline_s: float) -> CloudSpec:
-    """A probe takes no GPU from a training, fits beside it, and ends soon when nobody waits for it any more."""
+    """A probe takes no GPU from a training, fits beside it, and ends soon when nobody waits any more."""
     little = Resources(cpu="500m", memory="1Gi", scratch="1Gi", shm="64Mi", gpu=0)
     return cloud.model_copy(update={"resources": little, "deadline": deadline_s})
 
