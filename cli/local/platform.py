@@ -94,12 +94,22 @@ def up(
             help="The first release of kubernetes clouds; by default this checkout's, built.",
         ),
     ] = None,
+    register_only: Annotated[
+        bool,
+        typer.Option(
+            "--register-only",
+            help="Start nothing here: only bring the clouds, pools and deployments up to date.",
+        ),
+    ] = False,
     yes: YesOption = False,
 ) -> None:
     """Start Prefect's server, a worker a pool, and serve. Run it again to heal."""
     from cli.session import print_json
 
     local = find_local(spec)
+    if register_only and not dry_run:
+        bring_up(local, _say, image, register_only=True)
+        return
     if dry_run:
         missing = [daemon for daemon, running in _plan(local) if not running]
         if as_json:
@@ -107,7 +117,7 @@ def up(
         else:
             print(f"would start: {', '.join(missing) or 'nothing, all runs'}")
         return
-    bring_up(local, lambda text: print(text, file=sys.stderr, flush=True), image)
+    bring_up(local, _say, image)
     document = {
         "api": local.serve_url,
         "prefect": local.prefect_url.removesuffix("/api"),
@@ -131,17 +141,27 @@ def down(
     local = find_local(spec)
     running = [name for name, runs in _plan(local) if runs]
     if not dry_run:
-        running = bring_down(local, lambda text: print(text, file=sys.stderr, flush=True))
+        running = bring_down(local, _say)
     if as_json:
         print_json({"stopped": running})
     else:
         print(f"{'would stop' if dry_run else 'stopped'}: {', '.join(running) or 'nothing ran'}")
 
 
-def bring_up(local: Local, say: Callable[[str], None], image: str | None = None) -> None:
+def _say(text: str) -> None:
+    """One line, whole: several threads may tell something."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def bring_up(
+    local: Local, say: Callable[[str], None], image: str | None = None, *, register_only: bool = False
+) -> None:
     """Start what is missing and wait until it answers. Raises LoraOpsError naming what did not.
 
     `image`: the first release of kubernetes clouds, as `repository@digest` or `repository:tag`.
+    `register_only`: everything runs elsewhere (in a cluster, say); the control pool's runs begin with this
+    very interpreter, so call it where its worker runs.
     """
     use_prefect(local)
     from tasks.daemons import Daemon, only_one
@@ -153,6 +173,8 @@ def bring_up(local: Local, say: Callable[[str], None], image: str | None = None)
         prefect = PrefectApi(local.prefect_url)
         server = Daemon("prefect-server", local.base)
         if not prefect.ok():
+            if register_only:
+                prefect.workers("control")  # UnreachableError, in Prefect's own words
             _start_prefect(local, server, say)
         from cli.local.bootstrap import Bootstrap
         from tasks.platform import Platform
@@ -164,6 +186,8 @@ def bring_up(local: Local, say: Callable[[str], None], image: str | None = None)
         from flows.catalogue import register
 
         register(prefect, local.spec)
+        if register_only:
+            return
         _start_workers(local, say)
         _start_serve(local, say)
 

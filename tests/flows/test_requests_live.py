@@ -126,5 +126,14 @@ def test_what_a_training_made_is_in_the_backup_soon(site: Site) -> None:
     assert site.api.get("/status").json()["backup"]["problem"] is None
 
 
+def test_registering_alone_starts_nothing(site: Site) -> None:
+    daemons = {process.pid for process in site.processes()}
+    done = site.cli("up", "--register-only")
+    assert done.returncode == 0, done.stderr
+    assert "registering work pools" in done.stderr
+    assert "starting" not in done.stderr
+    assert daemons <= {process.pid for process in site.processes()}
+
+
 def _event(key: str) -> bool:
     return key.rpartition("/")[2].removesuffix(".json").isdecimal()
