@@ -73,6 +73,7 @@ def test_an_image_that_hangs(kube: KubeSite, before: set[str]) -> None:
     kube.all_succeeded(requests)
     assert ended.phase is Phase.ROLLED_BACK
     assert kube.failing_gates(rollout) == {"error_rate"}
+    kube.platform.attempts(rollout)
     causes = {sample.cause for _, sample in kube.platform.sample_times(rollout)}
     assert "no_heartbeat" in causes
 
