@@ -20,6 +20,8 @@ AttemptKey = tuple[str, int]
 FRESH_S = 15.0
 #: An attempt that has ended says its last words to Prefect before its Job goes (seconds).
 FAREWELL_S = 60.0
+#: The label that says whose a Job is, and its value for the self-check of a platform's first release.
+ROLLOUT, FIRST = "lora-ops/rollout", "first"
 
 
 class Clusters:
@@ -91,11 +93,13 @@ class Clusters:
         sight = self.pod(cloud, key)
         return sight.said.strip() if sight is not None else ""
 
-    def discard(self, cloud: str, key: AttemptKey) -> None:
-        """Let the attempt's Job be deleted: its pod gets SIGTERM, and its grace to save a checkpoint."""
-        job = self._job(cloud, key)
-        if job is not None:
+    def discard(self, cloud: str, key: AttemptKey) -> bool:
+        """Let the attempt's Jobs be deleted: their pods get SIGTERM, and their grace to save a checkpoint.
+        False when none is seen."""
+        jobs = [job for job in self.snapshot(cloud).jobs if (job.request, job.attempt) == key and job.active]
+        for job in jobs:
             self.watches[cloud].discard(job.name)
+        return bool(jobs)
 
     def sweep(self, platform: Platform, state: AppState, wanted: Collection[AttemptKey]) -> None:
         """Delete the active Jobs that nobody waits for: of attempts that are over or were given up (in a
@@ -111,6 +115,7 @@ class Clusters:
                 since = self._ended.setdefault((cloud, job.name), now)
                 if job.request:
                     stray = _is_over(platform.request(job.request), job.attempt, now - since)
+                    platform.forget_request(job.request)
                 else:
                     stray = _check_is_over(job, state)
                 if stray:
@@ -121,25 +126,28 @@ class Clusters:
                 del self._ended[known]
 
     def _job(self, cloud: str, key: AttemptKey) -> SeenJob | None:
-        """The attempt's newest Job: Prefect may have created two."""
+        """The attempt's newest Job, one that runs before one that has ended: Prefect may have created two."""
         if cloud not in self.watches:
             return None
         found = [job for job in self.snapshot(cloud).jobs if (job.request, job.attempt) == key]
-        return max(found, key=lambda job: job.created, default=None)
+        return max(found, key=lambda job: (job.active, job.created), default=None)
 
 
 def _is_over(request: RequestState, n: int, ended_for_s: float) -> bool:
-    """Given up: at once. Ended by itself: after its farewell."""
+    """Given up: at once. Ended by itself: after its farewell. Unknown: another platform's, since an attempt
+    is journalled before its Job is made."""
     current = request.current
     if current is not None and current.n == n:
         return False
     mine = next((each for each in request.attempts if each.n == n), None)
-    if mine is not None and mine.state.spoke:
-        return ended_for_s > FAREWELL_S
-    return True
+    if mine is None:
+        return False
+    return ended_for_s > FAREWELL_S if mine.state.spoke else True
 
 
 def _check_is_over(job: SeenJob, state: AppState) -> bool:
-    rollout = state.rollout
-    mine = rollout is not None and job.labels.get("lora-ops/rollout") == rollout.id
-    return not (mine and rollout is not None and rollout.phase is Phase.BUILDING)
+    """A rollout's self-check when that is past building; other checks end at their own deadline."""
+    named, rollout = job.labels.get(ROLLOUT), state.rollout
+    if named is None or named == FIRST:
+        return False
+    return rollout is None or rollout.id != named or rollout.phase is not Phase.BUILDING

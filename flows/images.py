@@ -58,7 +58,7 @@ class Images:
         release that passes is published, with the digest of the code in it."""
         assert rollout.release is not None
         origin = self._origin(rollout.source)
-        reports = self.check(rollout.release, rollout.clouds, rollout.id)
+        reports = self.check(rollout.release, rollout.clouds, rollout.id, rollout.epoch)
         self.publish(rollout.release, origin, reports, rollout.id, rollout.source.path, rollout.revision)
         return reports
 
@@ -85,12 +85,13 @@ class Images:
                 error.message = f"{name}: {error.message}"
                 raise
 
-    def check(self, digest: str, clouds: Collection[str], purpose: str) -> dict[str, Any]:
+    def check(self, digest: str, clouds: Collection[str], purpose: str, epoch: int = 0) -> dict[str, Any]:
         """The self-check's report on each cloud, by a Job in the image. BundleError: a line for each thing
-        found that was not expected."""
+        found that was not expected. `epoch`: of the flow that asks; one that was given up must not delete the
+        Job of its successor."""
         names = list(clouds)
         with ThreadPoolExecutor(len(names), thread_name_prefix="self-check") as pool:
-            checked = pool.map(lambda name: self._check(digest, name, purpose), names)
+            checked = pool.map(lambda name: self._check(digest, name, purpose, epoch), names)
             reports = dict(zip(names, checked, strict=True))
         wrong = [line for name, report in reports.items() for line in _complaints(name, report)]
         trees = sorted({str(report.get("tree")) for report in reports.values()})
@@ -141,7 +142,7 @@ class Images:
     def _reference(self, cloud: str, digest: str) -> str:
         return self.spec.clouds[cloud].image(self.image.repository, digest)
 
-    def _check(self, digest: str, name: str, purpose: str) -> dict[str, Any]:
+    def _check(self, digest: str, name: str, purpose: str, epoch: int) -> dict[str, Any]:
         """The report of the Job. BundleError when it gave none."""
         cloud = self.spec.clouds[name]
         assert cloud.context is not None  # the spec is refused without
@@ -153,7 +154,8 @@ class Images:
         }
         image = self._reference(name, digest)
         command = [*CHECK, "--gpus", str(cloud.resources.gpu)]
-        job = check_job(name, cloud, self.spec.app, image, f"self-check-{purpose}", command, {}, labels)
+        whose = f"self-check-{purpose}-{epoch}"
+        job = check_job(name, cloud, self.spec.app, image, whose, command, {}, labels)
         self.say(f"{name}: self-check in {image}")
         ended = run_job(Cluster(cloud.context, cloud.namespace), job, CHECK_TIMEOUT_S, self.say)
         report = _last_document(ended.sight.said) or _last_document(ended.logs)

@@ -71,6 +71,7 @@ class OpenRequests:
         self.clusters = clusters or Clusters()
         self.sights = Sights(platform, prefect, self.clusters)
         self._evicted: set[AttemptKey] = set()
+        self._open: dict[str, int] = {}
         self._load: Counter[str] = Counter()
         self._full: frozenset[str] = frozenset()
         self._urls: dict[AttemptKey, str] = {}
@@ -86,6 +87,7 @@ class OpenRequests:
         """
         try:
             markers = self.store.list("open")
+            self._forget_all_but({meta.key.rpartition("/")[2] for meta in markers})
             if not markers:
                 return
             turn = self.sights.turn(workers, dark)
@@ -108,12 +110,23 @@ class OpenRequests:
             except LoraOpsError as error:
                 log.warning("%s: %s %s", request_id, error.message, error.hint)
 
+    def _forget_all_but(self, there: set[str]) -> None:
+        """Another replica may have closed a request: what this one remembers of it is of no use any more."""
+        for key in {key for key in self.sights.known() if key[0] not in there}:
+            run_id = self.sights.forget(key)
+            if run_id is not None:
+                self._urls[key] = run_id
+            self._evicted.discard(key)
+            self.platform.forget_request(key[0])
+        self._open = {name: n for name, n in self._open.items() if name in there}
+
     def one(self, request_id: str, turn: Turn, marker_age_s: float) -> None:
         """Decide and act until nothing more can be done now for this request."""
         for _ in range(4):
             request = self.platform.request(request_id)
             sight = self.sights.sight(request, turn, marker_age_s)
             action = reconcile.decide(request, sight, self.limits)
+            self._open[request_id] = request.current.n if request.current is not None else 0
             if isinstance(action, Nothing) and request.current is not None:
                 self._load[request.current.cloud] += 1
             if not self._act(request, action, turn):
@@ -122,7 +135,7 @@ class OpenRequests:
     def sweep(self) -> None:
         """Delete the Jobs in clusters that nobody waits for."""
         if self.clusters.watches:
-            self.clusters.sweep(self.platform, self.platform.state(), self.sights.runs.keys())
+            self.clusters.sweep(self.platform, self.platform.state(), set(self._open.items()))
 
     # --- acting ---
 
@@ -292,8 +305,12 @@ class OpenRequests:
         if attempt is None or key in self._evicted:
             return
         if attempt.cloud in self.clusters:
-            self.clusters.discard(attempt.cloud, key)
-        elif (run_id := self.sights.runs.get(key)) is not None:
+            if not self.clusters.discard(attempt.cloud, key):
+                return  # not seen yet: at the next turn
+        else:
+            run_id = self.sights.runs.get(key) or self.prefect.find_run(run_key(*key))
+            if run_id is None:
+                return
             self.prefect.cancel(run_id)
         self._evicted.add(key)
         log.info("%s attempt %d leaves %s", request.id, attempt.n, attempt.cloud)

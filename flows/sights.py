@@ -47,6 +47,7 @@ class Turn:
     lease_until: float | None
     runs: dict[str, SeenRun]
     missing: frozenset[str]
+    prefect_away: bool
     dark: frozenset[str]
 
 
@@ -77,10 +78,12 @@ class Sights:
         asked = list(self.runs.values())
         runs: dict[str, SeenRun] = {}
         missing: frozenset[str] = frozenset()
+        away = False
         try:
             runs = self.prefect.runs(asked)
             missing = frozenset(asked) - runs.keys()
         except LoraOpsError as error:
+            away = True
             log.warning("%s", error.message)
         return Turn(
             state=state,
@@ -91,6 +94,7 @@ class Sights:
             lease_until=until,
             runs=runs,
             missing=missing,
+            prefect_away=away,
         )
 
     def health(self, workers: Mapping[str, frozenset[str]]) -> dict[str, bool]:
@@ -141,6 +145,7 @@ class Sights:
             and any(lane.open and lane.cloud != attempt.cloud for lane in turn.fleet.lanes),
             moving=cloud is not None and cloud.drained and cloud.moving,
             cluster=attempt.cloud in self.clusters,
+            polled=bool(turn.workers.get(attempt.cloud)) and not turn.prefect_away,
             dark_for_s=self.clusters.silent_s(attempt.cloud),
             pod=pod,
             pod_for_s=pod_for_s,
@@ -209,6 +214,10 @@ class Sights:
             and ended.release == attempt.digest
             and state.clouds[attempt.cloud].stable != attempt.digest
         )
+
+    def known(self) -> set[AttemptKey]:
+        """The attempts that anything is remembered of."""
+        return self.runs.keys() | self._since.keys() | self._pods.keys() | self._workers.keys()
 
     def forget(self, key: AttemptKey) -> str | None:
         """An attempt of a request that is over; the id of its run if one was seen."""

@@ -169,6 +169,8 @@ def _ended_by_itself(job: Document, pod: Document, events: Sequence[Document]) -
         limit = _text(_container_spec(pod, container), "resources", "limits", "memory")
         of = f" of {limit}" if limit else ""
         return Trouble.OUT_OF_MEMORY, f"It needed more than its memory limit{of} and was killed."
+    if ended.get("reason") in ("ContainerStatusUnknown", "Unknown"):  # what a kubelet says after a reboot
+        return Trouble.NODE_LOST, f"The node {_text(pod, 'spec', 'nodeName') or '?'} lost it."
     if ended.get("reason") in _CANNOT_START:
         return Trouble.CONFIG, _sentence("Its command cannot be started", _text(ended, "message"))
     code = ended.get("exitCode")
@@ -211,7 +213,9 @@ def _waiting(job: Document, pod: Document, events: Sequence[Document]) -> Found:
     scheduled = _condition(pod, "PodScheduled", "False")
     if scheduled.get("reason") == "Unschedulable":
         return Trouble.UNSCHEDULABLE, _sentence("No node can take it", _text(scheduled, "message"))
-    for event in events:
+    for event in events:  # the newest first
+        if _text(event, "reason") in ("Pulling", "Pulled", "Created", "Started"):
+            break  # its volumes are mounted
         if _text(event, "reason") in ("FailedMount", "FailedAttachVolume") and not _started(pod):
             return Trouble.CONFIG, _sentence("A volume cannot be mounted", _text(event, "message"))
     return None

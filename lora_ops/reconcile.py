@@ -70,7 +70,8 @@ class Sight:
     that state. `said`: the cause that the attempt told through Prefect when it could not reach the store.
     `moving`: its cloud is drained, and what runs there goes elsewhere.
 
-    On a kubernetes cloud (`cluster`): `dark_for_s`, how long its API server has been silent; `pod`, what it
+    On a kubernetes cloud (`cluster`): `dark_for_s`, how long its API server has been silent; `polled`,
+    whether its worker asks Prefect for work, a second witness of a region that lives; `pod`, what it
     said of the attempt's pod while it answered, unchanged for `pod_for_s`; None when there is no Job."""
 
     marker_age_s: float = 0.0
@@ -86,6 +87,7 @@ class Sight:
     other_cloud_open: bool = False
     moving: bool = False
     dark_for_s: float = 0.0
+    polled: bool = False
     cluster: bool = False
     pod: PodSight | None = None
     pod_for_s: float = 0.0
@@ -177,10 +179,12 @@ def _between(request: RequestState) -> Action:
 
 
 def _counts_against_it(attempt: Attempt) -> bool:
-    """A failure of the training; what the platform lost costs no try (MOST_ATTEMPTS bounds it)."""
+    """A failure of the training; what the platform lost costs no try (MOST_ATTEMPTS bounds it), nor does an
+    image that a registry does not give: on stable that is the registry's fault."""
     if attempt.state is AttemptState.FAILED:
         return True
-    return attempt.state is AttemptState.LOST and attempt.cause in COUNTED
+    mine = attempt.cause in COUNTED and attempt.cause != "image_pull"
+    return attempt.state is AttemptState.LOST and mine
 
 
 def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
@@ -195,13 +199,14 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
         return EndAttempt(
             AttemptState.SUPERSEDED, "superseded", "The canary's lease ran out before it started."
         )
-    if sight.dark_for_s > limits.dark_after_s and not _beats(sight, limits):
+    dark = sight.dark_for_s > limits.dark_after_s and (sight.started or not sight.polled)
+    if dark and not _beats(sight, limits):
         return _lost("dead_region", f"{attempt.cloud} has not answered for {sight.dark_for_s:.0f} s.")
     if sight.moving and not sight.started:
         return EndAttempt(AttemptState.SUPERSEDED, "no_capacity", f"{attempt.cloud} was drained.")
     if sight.moving and _beats(sight, limits):
         return Evict()
-    if sight.pod is not None and (end := _pod_end(sight, sight.pod, limits)) is not None:
+    if sight.pod is not None and (end := _pod_end(request, sight, sight.pod, limits)) is not None:
         return end
     match sight.run:
         case Run.UNKNOWN:
@@ -209,8 +214,8 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
         case Run.NONE:
             return CreateRun()
         case Run.WAITING:
-            spills = sum(each.cause == "no_capacity" for each in request.attempts)
-            if sight.run_for_s > limits.spill_after_s and sight.other_cloud_open and spills < MOST_SPILLS:
+            may_spill = sight.other_cloud_open and _spills(request) < MOST_SPILLS
+            if sight.run_for_s > limits.spill_after_s and may_spill:
                 return EndAttempt(
                     AttemptState.SUPERSEDED,
                     "no_capacity",
@@ -218,7 +223,8 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
                 )
             return Nothing()
         case Run.PENDING:
-            if sight.run_for_s > limits.start_deadline_s:
+            waits = sight.pod is not None and sight.pod.trouble is Trouble.UNSCHEDULABLE
+            if sight.run_for_s > limits.start_deadline_s and not waits:
                 why = f" {sight.pod.message}" if sight.pod is not None else ""
                 return _lost("lost_worker", f"It did not start within {limits.start_deadline_s:.0f} s.{why}")
             return Nothing()
@@ -228,19 +234,30 @@ def _under_way(request: RequestState, sight: Sight, limits: Limits) -> Action:
             return _ended(sight, limits)
 
 
+def _spills(request: RequestState) -> int:
+    """How often it went elsewhere, or tried again, for want of room."""
+    return sum(each.cause in ("no_capacity", "unschedulable") for each in request.attempts)
+
+
 def _beats(sight: Sight, limits: Limits) -> bool:
     """Whether the attempt itself is heard of, whatever its cloud's API says."""
     age = sight.heartbeat_age_s
     return sight.started and age is not None and age <= min(limits.dark_after_s, limits.heartbeat_deadline_s)
 
 
-def _pod_end(sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
+def _pod_end(request: RequestState, sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
     """The end that its pod shows and nobody else tells; Prefect leaves what never starts pending for ever."""
     match pod.trouble:
-        case Trouble.IMAGE_PULL | Trouble.CONFIG:
-            cause = "image_pull" if pod.trouble is Trouble.IMAGE_PULL else "misconfigured"
-            return _lost(cause, pod.message) if sight.pod_for_s > limits.pull_deadline_s else None
+        case Trouble.IMAGE_PULL:
+            # A registry that is away must not use up the attempts of whoever waits for it.
+            before = sum(each.cause == "image_pull" for each in request.attempts)
+            patience = limits.pull_deadline_s * 2 ** min(before, 6)
+            return _lost("image_pull", pod.message) if sight.pod_for_s > patience else None
+        case Trouble.CONFIG:
+            return _lost("misconfigured", pod.message) if sight.pod_for_s > limits.pull_deadline_s else None
         case Trouble.UNSCHEDULABLE:
+            if _spills(request) >= MOST_SPILLS:
+                return None  # full everywhere: it keeps its place, up to its Job's own deadline
             patience = limits.spill_after_s if sight.other_cloud_open else limits.start_deadline_s
             return _lost("unschedulable", pod.message) if sight.pod_for_s > patience else None
         case Trouble.NODE_LOST if not pod.over:
@@ -248,6 +265,8 @@ def _pod_end(sight: Sight, pod: PodSight, limits: Limits) -> EndAttempt | None:
             return _lost("lost_worker", pod.message) if silent else None
     if not pod.over or sight.pod_for_s < limits.settle_s:
         return None
+    if sight.run is Run.RUNNING and _beats(sight, limits):
+        return None  # Prefect may start two Jobs for a run: this one found the other at work
     if sight.run not in (Run.ENDED, Run.CANCELLED) and sight.pod_for_s < 3 * limits.settle_s:
         return None  # Prefect may still hear why
     if sight.said is not None:
@@ -263,6 +282,10 @@ def _running(sight: Sight, limits: Limits) -> Action:
         if sight.run_for_s > limits.start_deadline_s:
             return _silent(sight, "exit_before_contact", "It runs, but never made contact with the store.")
         return Nothing()
+    answers = sight.cluster and sight.dark_for_s <= limits.settle_s
+    gone = answers and sight.pod is None and sight.pod_for_s > 3 * limits.settle_s
+    if gone and not _beats(sight, limits):
+        return _lost("evicted", "Its Job is gone from the cluster.")
     age, deadline = sight.heartbeat_age_s, limits.heartbeat_deadline_s
     if age is None:  # it started and was never heard of since
         age, deadline = sight.run_for_s, limits.start_deadline_s + limits.heartbeat_deadline_s

@@ -21,7 +21,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterIdempotencyKey
 from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_CLIENT_MAX_RETRIES, Settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_MAX_RETRIES,
+    Settings,
+)
 from prefect.states import Cancelled, Cancelling
 
 from lora_ops.errors import NotFoundError, UnreachableError
@@ -29,6 +34,8 @@ from lora_ops.reconcile import Run, Worker
 from lora_ops.state import Track
 
 CONTROL_POOL = "control"
+#: A server that has not answered for so long (seconds) is away: the reconciler has deadlines to keep.
+ANSWER_S = 10.0
 #: Without a command of its own Prefect's process worker starts a supervising interpreter before the
 #: engine's: two imports of prefect a run. `-P` keeps the folders of the worker and of the file off the path.
 ENGINE_COMMAND = shlex.join([sys.executable, "-P", str(Path(__file__).with_name("engine.py"))])
@@ -72,7 +79,9 @@ class PrefectApi:
         self._profile = context.profile
         self._auth = PREFECT_API_AUTH_STRING.value_from(context.settings)
         self._patient = context.settings
-        self._hasty = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+        self._hasty = context.settings.copy_with_update(
+            updates={PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_S}
+        )
 
     def ok(self) -> bool:
         try:
@@ -252,11 +261,15 @@ class PrefectApi:
         return self._deployments[name]
 
     def _call(self, act: Callable[[SyncPrefectClient], T], settings: Settings | None = None) -> T:
+        """With other settings than the hasty ones by a client of its own: a client keeps its time-out."""
         with self._lock, SettingsContext(profile=self._profile, settings=settings or self._hasty):
             known = self._client
             try:
-                if known is not None:
-                    with suppress(httpx.TransportError):  # perhaps a connection that an earlier server left
+                if settings is not None:
+                    with SyncPrefectClient(self.api_url, auth_string=self._auth) as patient:
+                        return _twice(act, patient)
+                if known is not None:  # perhaps a connection that an earlier server left
+                    with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                         return _twice(act, known)
                 self.close()
                 self._client = SyncPrefectClient(self.api_url, auth_string=self._auth).__enter__()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ops.errors import ConfigError
+from lora_ops.spec import PlatformSpec
 from lora_ops.state import AppState
 
 if TYPE_CHECKING:
@@ -25,11 +26,14 @@ class Bootstrap:
         self.say = say
         self.image = image
 
-    def clouds(self) -> None:
-        """Journal what differs from the spec. ConfigError for a cloud that changed its kind."""
+    def clouds(self, only: str | None = None) -> None:
+        """Journal what differs from the spec, or what does of one cloud. ConfigError for a cloud that changed
+        its kind."""
         state = self.platform.state()
-        stable = _stable(state)
+        stable = others_stable(state, self.local.spec)
         for name, cloud in self.local.spec.clouds.items():
+            if only not in (None, name):
+                continue
             known = state.clouds.get(name)
             wanted = {"name": name, "kind": cloud.kind, "size": cloud.size, "share": cloud.share}
             if known is not None and known.kind != cloud.kind:
@@ -46,6 +50,8 @@ class Bootstrap:
                     self._bring(stable, name)
                 wanted["stable"] = stable
             self.platform.record("cloud-set", wanted, reason="lora-ops up")
+        if only is not None:
+            return
         for name in self.platform.state().clouds.keys() - self.local.spec.clouds.keys():
             if not self.platform.state().clouds[name].drained:
                 reason = "it is not in lora-ops.yaml any more"
@@ -90,8 +96,12 @@ def source_root(local: Local) -> Path:
     return Path(str(trainer.__file__)).resolve().parent.parent
 
 
-def _stable(state: AppState) -> str | None:
-    """A release that is stable somewhere and not on trial."""
+def others_stable(state: AppState, spec: PlatformSpec) -> str | None:
+    """What a new cloud begins with: a release that is stable on one of the spec's clouds, if need be on one
+    that has left it, and not on trial."""
     trial = state.rollout.clouds if state.rollout is not None else {}
-    found = (trial[name].before if name in trial else cloud.stable for name, cloud in state.clouds.items())
-    return next(found, None)
+    found = {
+        name: trial[name].before if name in trial else cloud.stable for name, cloud in state.clouds.items()
+    }
+    serving = [name for name in found if name in spec.clouds and not state.clouds[name].drained]
+    return next((found[name] for name in [*serving, *found]), None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from cli.local.bootstrap import Bootstrap, others_stable
 from cli.local.platform import Local, use_prefect
 from lora_ops.errors import LoraOpsError, UnreachableError
+from lora_ops.spec import PlatformSpec
 from lora_ops.state import AppState
 from tasks.cluster.checks import Check, Subject, check_api, check_registry, failed
 from tasks.cluster.client import Cluster
@@ -59,7 +61,7 @@ class Setup:
         from tasks.cluster.probe import check_pod
 
         try:
-            self._release = self._release or _stable(self.platform.state(), self.name)
+            self._release = self._release or _stable(self.platform.state(), self.name, self.local.spec)
         except LoraOpsError as error:
             yield failed("store", error)
         subject = self._subject()
@@ -89,7 +91,7 @@ class Setup:
         from tasks.releases import find_release
 
         images = Images(self.platform.store, self.local.spec, self.say)
-        stable = _stable(self.platform.state(), self.name)
+        stable = _stable(self.platform.state(), self.name, self.local.spec)
         if stable is not None:
             origin, self._release = find_release(self.platform.store, stable).repository, stable
         elif image is not None:
@@ -125,11 +127,11 @@ class Setup:
         return Check("manifests", "ok", f"{len(done)} applied")
 
     def _journal(self) -> Check:
-        from cli.local.bootstrap import Bootstrap
-
         if not self.platform.state().clouds:
             return Check("service", "warning", "there is no release yet", "Run `lora-ops up --image REF`.")
-        Bootstrap(self.platform, self.local, self.say, None).clouds()
+        Bootstrap(self.platform, self.local, self.say, None).clouds(self.name)
+        if self.platform.state().clouds[self.name].drained:
+            return Check("service", "warning", "it is drained", f"Run `lora-ops cloud undrain {self.name}`.")
         return Check("service", "ok", "it gets requests")
 
     def _tried(self, name: str, step: Callable[[], Check]) -> Iterator[Check]:
@@ -144,9 +146,7 @@ class Setup:
         return Subject(self.name, self.cloud, self.local.spec, self._release, store, now, secret)
 
 
-def _stable(state: AppState, name: str) -> str | None:
-    """What the cloud runs; for a new one what the others run, but for a release on trial."""
-    trial = state.rollout.clouds if state.rollout is not None else {}
-    others = [trial[each].before if each in trial else cloud.stable for each, cloud in state.clouds.items()]
+def _stable(state: AppState, name: str, spec: PlatformSpec) -> str | None:
+    """What the cloud runs; for a new one what the others run."""
     own = state.clouds.get(name)
-    return own.stable if own is not None else next(iter(others), None)
+    return own.stable if own is not None else others_stable(state, spec)

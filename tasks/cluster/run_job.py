@@ -43,7 +43,7 @@ def run_job(
     wait = _Wait(cluster, name, time.monotonic() + timeout_s, say)
     try:
         wait.until_free()
-        cluster.create(manifest)
+        wait.create(manifest)
         sight = wait.until_ended()
         return Ended(sight.exit_code if _ran(sight) else None, wait.logs(), sight)
     finally:
@@ -66,10 +66,22 @@ class _Wait:
     def until_free(self) -> None:
         """An earlier Job of that name may still be going."""
         while time.monotonic() < self.deadline:
-            job = self.cluster.job(self.name)
-            if job is None or not job["metadata"].get("deletionTimestamp"):
-                return
+            with suppress(UnreachableError):  # creating it tells that the API is away
+                job = self.cluster.job(self.name)
+                if job is None or not job["metadata"].get("deletionTimestamp"):
+                    return
             time.sleep(POLL_S)
+
+    def create(self, manifest: Mapping[str, Any]) -> None:
+        """Create the Job; an API that does not answer is asked again until the deadline."""
+        while True:
+            try:
+                self.cluster.create(manifest)
+                return
+            except UnreachableError:
+                if time.monotonic() + POLL_S > self.deadline:
+                    raise
+                time.sleep(POLL_S)
 
     def until_ended(self) -> PodSight:
         sight, told, since, silent = PodSight("pending"), "", None, None

@@ -82,9 +82,9 @@ class ClusterWatch:
             jobs = self.cluster.jobs(self._selector)
             pods = self.cluster.pods(self._selector)
             explain = any(needs_events(job, pods) for job in jobs)
-            events = self.cluster.events() if explain else []
+            events, unexplained = self._events() if explain else ([], "")
             seen = tuple(sorted((_seen(self.cloud, job, pods, events) for job in jobs), key=_order))
-            self._seen = Snapshot(asked, "", seen)
+            self._seen = Snapshot(asked, unexplained, seen)
             for name in tuple(self._unwanted):
                 self.cluster.delete_job(name)
                 self._unwanted.discard(name)
@@ -92,6 +92,13 @@ class ClusterWatch:
             self._fail(error.message)
         except Exception as error:  # noqa: BLE001 - a thread that ends would show an old sight for ever
             self._fail(f"{type(error).__name__}: {error}")
+
+    def _events(self) -> tuple[list[Any], str]:
+        """They only explain: without them the Jobs and pods are still seen."""
+        try:
+            return self.cluster.events(), ""
+        except LoraOpsError as error:
+            return [], error.message
 
     def _fail(self, message: str) -> None:
         self._seen = Snapshot(self._seen.answered_at, message, self._seen.jobs)

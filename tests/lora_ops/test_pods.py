@@ -258,3 +258,25 @@ def test_its_termination_message_is_what_it_said():
     ended = document["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]
     ended["message"] = "no such module"
     assert sight(document).said == "no such module"
+
+
+@pytest.mark.parametrize(("reason", "code"), [("ContainerStatusUnknown", 137), ("Unknown", 255)])
+def test_a_node_that_was_started_again_is_not_the_trainers_exit(reason, code):
+    document = seen("exit-three")
+    ended = document["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended |= {"reason": reason, "exitCode": code}
+    assert sight(document).trouble is Trouble.NODE_LOST
+
+
+def test_a_mount_that_failed_once_is_forgotten_when_the_image_is_pulled():
+    document = seen("good")
+    pod = document["pods"][0]
+    pod["status"] = {"phase": "Pending", "containerStatuses": []}
+    document["job"]["status"] = {"active": 1}
+    about = {"involvedObject": {"uid": pod["metadata"]["uid"]}}
+    failed = {**about, "reason": "FailedMount", "message": "no", "lastTimestamp": "2026-11-23T12:00:00Z"}
+    document["events"] = [failed]
+    assert sight(document).trouble is Trouble.CONFIG
+    pulling = {**about, "reason": "Pulling", "message": "x", "lastTimestamp": "2026-11-23T12:00:05Z"}
+    document["events"].append(pulling)
+    assert sight(document).trouble is None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lora_ops.gates.samples import Cause
 from lora_ops.pods import PodSight, Trouble
 from lora_ops.reconcile import (
+    MOST_SPILLS,
     PREFECT_AWAY,
     EndAttempt,
     Evict,
@@ -85,10 +86,16 @@ def test_what_an_attempt_said_through_prefect_is_believed_before_its_exit_code()
 
 
 def test_a_silent_end_of_a_pod_that_started_is_the_releases_fault() -> None:
-    ended = replace(AT_WORK, pod=pod("succeeded", None, 0), pod_for_s=15.0)
+    ended = replace(AT_WORK, pod=pod("succeeded", None, 0), pod_for_s=15.0, heartbeat_age_s=20.1)
     action = decide(begun(submitted()), ended, LIMITS)
     assert isinstance(action, EndAttempt)
     assert action.cause == "no_heartbeat"
+
+
+def test_a_second_job_of_a_run_that_left_without_a_word_ends_nothing() -> None:
+    """Prefect may start two: the one that found the other at work ends well, and the other goes on."""
+    both = replace(AT_WORK, pod=pod("succeeded", None, 0), pod_for_s=1e6)
+    assert decide(begun(submitted()), both, LIMITS) == Nothing()
 
 
 def test_a_job_that_somebody_deleted_is_not_the_releases_fault() -> None:
@@ -97,6 +104,36 @@ def test_a_job_that_somebody_deleted_is_not_the_releases_fault() -> None:
     assert isinstance(action, EndAttempt)
     assert action.cause == "evicted"
     assert decide(begun(submitted()), replace(gone, dark_for_s=6.0), LIMITS) == Nothing()
+
+
+def test_a_job_that_is_gone_while_prefect_still_says_running() -> None:
+    """Nobody watched it go: it is not the release's silence."""
+    gone = replace(AT_WORK, pod=None, pod_for_s=15.1, heartbeat_age_s=130.0)
+    action = decide(begun(submitted()), gone, LIMITS)
+    assert isinstance(action, EndAttempt)
+    assert action.cause == "evicted"
+
+
+def test_a_registry_that_is_away_uses_up_nobodys_tries() -> None:
+    """Each time it is waited for longer, so that an hour without it is no failure of a request."""
+    state, waited = submitted(max_attempts=1), 0.0
+    for _ in range(6):
+        pulls = replace(IN_CLUSTER, pod=pod("pending", Trouble.IMAGE_PULL))
+        seconds = 60.0
+        while decide(begun(state), replace(pulls, pod_for_s=seconds), LIMITS) == Nothing():
+            seconds += 60.0
+        waited += seconds
+        state = act(begun(state), decide(begun(state), replace(pulls, pod_for_s=seconds), LIMITS))
+        assert isinstance(decide(state, Sight(), LIMITS), StartAttempt)
+    assert waited > 3600.0
+
+
+def test_what_is_full_everywhere_keeps_its_place_in_the_end() -> None:
+    state = submitted()
+    for _ in range(MOST_SPILLS):
+        state = failed(begun(state), "unschedulable", "lost")
+    waits = replace(IN_CLUSTER, run_for_s=1e6, pod=pod("pending", Trouble.UNSCHEDULABLE), pod_for_s=1e6)
+    assert decide(begun(state), replace(waits, other_cloud_open=True), LIMITS) == Nothing()
 
 
 # --- a region that goes dark ---------------------------------------------------------------------------
@@ -110,6 +147,15 @@ def test_a_dark_region_loses_its_attempts_whatever_prefect_says(run: Run) -> Non
     assert (action.state, action.cause) == (AttemptState.LOST, "dead_region")
     assert not Cause(action.cause).counted
     assert decide(begun(submitted()), replace(dark, dark_for_s=20.0), LIMITS) != action
+
+
+def test_a_replica_that_alone_cannot_ask_a_cluster_loses_nothing_that_waits_there() -> None:
+    """The cloud's worker asks Prefect for work: it is this replica that is blind."""
+    blind = replace(IN_CLUSTER, dark_for_s=1e6, polled=True)
+    assert decide(begun(submitted()), blind, LIMITS) == Nothing()
+    action = decide(begun(submitted()), replace(blind, polled=False), LIMITS)
+    assert isinstance(action, EndAttempt)
+    assert action.cause == "dead_region"
 
 
 def test_an_attempt_that_beats_is_not_lost_with_its_api() -> None:
