@@ -3,7 +3,6 @@ there by a Job in the image itself, on the nodes that will run it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,7 +157,7 @@ class Images:
         job = check_job(name, cloud, self.spec.app, image, whose, command, {}, labels)
         self.say(f"{name}: self-check in {image}")
         ended = run_job(Cluster(cloud.context, cloud.namespace), job, CHECK_TIMEOUT_S, self.say)
-        report = _last_document(ended.sight.said) or _last_document(ended.logs)
+        report = ended.report("ok")
         if report is None:
             told = ended.sight.message or f"it ended with exit code {ended.exit_code}"
             raise BundleError(
@@ -167,18 +166,6 @@ class Images:
                 ended.logs.strip().splitlines()[-5:],
             )
         return report
-
-
-def _last_document(logs: str) -> dict[str, Any] | None:
-    """The report is the last line that is a JSON object: libraries may print before it."""
-    for line in reversed(logs.strip().splitlines()):
-        try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(document, dict) and "ok" in document:
-            return document
-    return None
 
 
 def _complaints(cloud: str, report: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -47,7 +46,7 @@ def check_pod(subject: Subject, cluster: Cluster, say: Callable[[str], None]) ->
     finally:
         with suppress(LoraOpsError):
             subject.store.delete(mark)
-    report = _report(ended.sight.said) or _report(ended.logs)
+    report = ended.report("store")
     if report is None:
         yield _no_report(ended)
         return
@@ -84,17 +83,6 @@ def _small(cloud: CloudSpec, deadline_s: float) -> CloudSpec:
     """A probe takes no GPU from a training, fits beside it, and ends soon when nobody waits any more."""
     little = Resources(cpu="500m", memory="1Gi", scratch="1Gi", shm="64Mi", gpu=0)
     return cloud.model_copy(update={"resources": little, "deadline": deadline_s})
-
-
-def _report(logs: str) -> dict[str, Any] | None:
-    for line in reversed(logs.strip().splitlines()):
-        try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(document, dict) and "store" in document:
-            return document
-    return None
 
 
 def _no_report(ended: Ended) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +26,19 @@ class Ended:
     exit_code: int | None
     logs: str
     sight: PodSight
+
+    def report(self, key: str) -> dict[str, Any] | None:
+        """The last line that is a JSON object with `key`, since libraries may print before it: of its
+        termination message, which outlives the log, else of its log."""
+        for text in (self.sight.said, self.logs):
+            for line in reversed(text.strip().splitlines()):
+                try:
+                    document = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(document, dict) and key in document:
+                    return document
+        return None
 
     @property
     def ok(self) -> bool:
