@@ -95,7 +95,7 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
             "check": ("cli.local.clouds:check", "Check clouds, down to a pod in them.", OWN),
             "ls": ("cli.clouds:ls", "List the clouds.", READ),
             "show": ("cli.clouds:show", "One cloud.", READ),
-            "drain": ("cli.clouds:drain", "Send no new attempts to a cloud.", WRITE),
+            "drain": ("cli.clouds:drain", "Empty a cloud: what runs there moves.", WRITE),
             "undrain": ("cli.clouds:undrain", "Take a cloud back into service.", WRITE),
         },
     ),
