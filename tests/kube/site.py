@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
 from lora_ops import keys
@@ -258,10 +259,13 @@ class KubeSite(Site):
         return [f"{cloud}/{job['metadata']['name']}" for job in jobs]
 
     def kill_flow(self) -> None:
-        """SIGKILL to the process of the deploy flow."""
-        children = self.daemon("worker-control").children(recursive=True)
-        (flow, *_) = [each for each in children if "engine.py" in " ".join(each.cmdline())]
-        flow.kill()
+        """SIGKILL to the process of the deploy flow, as soon as there is one."""
+
+        def flow() -> psutil.Process | None:
+            children = self.daemon("worker-control").children(recursive=True)
+            return next((each for each in children if "engine.py" in " ".join(each.cmdline())), None)
+
+        eventually(flow, "the deploy flow runs", 60).kill()
 
     def stop(self) -> list[str]:
         left = super().stop()
