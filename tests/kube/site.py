@@ -48,7 +48,7 @@ ROLLOUT: dict[str, Any] = {
 REQUESTS = {
     "max_attempts": 3,
     "start_deadline": "120s",
-    "heartbeat_deadline": "30s",
+    "heartbeat_deadline": "45s",
     "spill_after": "90s",
     "pull_deadline": "15s",
     "dark_after": "15s",
@@ -146,6 +146,10 @@ class KubeSite(Site):
         }
         folders = [f"{CODE}/{name}" for name in BUNDLE_FOLDERS]
         return thin_image(REPOSITORY, self.real, layer | (files or {}), folders)
+
+    def layered(self, files: dict[str, bytes]) -> str:
+        """This checkout's own image, the real trainer in it, with `files` (path: content) on top."""
+        return thin_image(REPOSITORY, self.real, files)
 
     def deploy(self, digest: str, **rollout: Any) -> str:
         """Start a rollout of an image by its digest; its id."""

@@ -31,7 +31,7 @@ def test_a_region_that_dies_with_attempts_running(kube: KubeSite) -> None:
     began = time.monotonic()
     try:
         for each in slow:
-            eventually(lambda one=each: kube.moved_from(one, AWS), f"{each} runs elsewhere", 180)  # type: ignore[misc]
+            eventually(lambda one=each: kube.moved_from(one, AWS), f"{each} runs elsewhere", 240)  # type: ignore[misc]
         print(f"both run elsewhere {time.monotonic() - began:.0f} s after the region died")
     finally:
         kube.regions[AWS].do("start")
@@ -130,7 +130,7 @@ def test_a_drained_cloud_is_emptied_politely(kube: KubeSite) -> None:
     done = kube.cli("cloud", "drain", AZURE, "--yes")
     assert done.returncode == 0, done.stderr
     try:
-        moved = eventually(lambda: kube.moved_from(slow, AZURE), "it runs elsewhere", 120)
+        moved = eventually(lambda: kube.moved_from(slow, AZURE), "it runs elsewhere", 240)
         assert moved.attempts[0].cause == "evicted"
         eventually(lambda: not kube.active_jobs_of(AZURE) or None, "the cloud is empty", 60)
     finally:

@@ -88,7 +88,7 @@ def test_a_region_that_goes_dark_in_mid_canary_loses_nothing(kube: KubeSite) -> 
         state = kube.result(each, 240)
         assert GCP not in {attempt.cloud for attempt in state.attempts}
     for each in slow:
-        moved = eventually(lambda one=each: kube.moved_from(one, GCP), f"{each} runs elsewhere", 120)  # type: ignore[misc]
+        moved = eventually(lambda one=each: kube.moved_from(one, GCP), f"{each} runs elsewhere", 240)  # type: ignore[misc]
         assert moved.attempts[0].cause == "dead_region"
     kube.regions[GCP].do("thaw")
     for each in slow:
