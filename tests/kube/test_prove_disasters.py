@@ -121,6 +121,7 @@ def test_the_store_cut_off_for_a_minute(kube: KubeSite) -> None:
     finally:
         os.kill(kube.store_pid, signal.SIGCONT)
     promoted(kube, rollout, release, 700)
+    kube.result(slow, 400)
     kube.all_succeeded([slow])
 
 
@@ -135,6 +136,7 @@ def test_a_drained_cloud_is_emptied_politely(kube: KubeSite) -> None:
         eventually(lambda: not kube.active_jobs_of(AZURE) or None, "the cloud is empty", 60)
     finally:
         assert kube.cli("cloud", "undrain", AZURE, "--yes").returncode == 0
+    kube.result(slow, 400)
     kube.all_succeeded([slow])
     assert kube.resumed_from(slow) > 0
 
@@ -144,6 +146,7 @@ def test_an_evicted_pod_goes_on_from_its_checkpoint(kube: KubeSite) -> None:
     state = kube.checkpointed(slow, 120)
     assert state.current is not None
     kube.region(state.current.cloud, "delete", "pod", "-l", f"lora-ops/request={slow}", "--wait=false")
+    kube.result(slow, 400)
     kube.all_succeeded([slow])
     assert kube.platform.request(slow).attempts[0].cause == "evicted"
     assert kube.resumed_from(slow) > 0
