@@ -2,7 +2,7 @@
 # make test    sets everything up, then passes the checks and the tests
 # make setup   only the .venv (PYTHON=/path/to/python3 picks the interpreter)
 # make lint    style, types and floors; make format mends the style
-# make prove-kube  every scenario on the clusters of KUBECONFIG (tests/kube/regions.py); about an hour and a half
+# make prove-kube  every scenario on the clusters of KUBECONFIG (tests/kube/regions.py); more than an hour
 # make bench   the measurements of benchmarks/
 # make clean   removes what the others made
 

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-from flows.context import SPEC_ENV
+from flows.context import flow_spec
 from lora_ops import ids
 from lora_ops.errors import BundleError, ConfigError, Refused, UsageError
 from lora_ops.pipeline import Translation
 from lora_ops.spec import PlatformSpec
 from lora_ops.state import BUNDLE, IMAGE, AppState, Policy, Source
 from tasks.platform import Platform
-from tasks.specs import load_spec
 
 
 def start_rollout(
     platform: Platform, path: str, revision: str | None, *, actor: str, reason: str = ""
 ) -> str:
     """Journal a rollout of a checkout's revision by the spec in the environment; its id."""
-    where = os.environ.get(SPEC_ENV)
-    if not where:
-        raise UsageError(f"{SPEC_ENV} is not set.", "Start the worker with `lora-ops up`.")
+    spec = flow_spec()
     if not Path(path).is_absolute():
         raise UsageError(f"`source` is `{path}`.", "Name the checkout by its whole path.")
     source = Source(path=path, revision=revision)
-    return begin_rollout(platform, load_spec(Path(where)), source, actor=actor, reason=reason)[0]
+    return begin_rollout(platform, spec, source, actor=actor, reason=reason)[0]
 
 
 def begin_rollout(
