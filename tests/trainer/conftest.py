@@ -176,3 +176,26 @@ def events() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line]
 
     return read
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, text_config: Worlds, tmp_path: Path) -> Worlds:
+    """A config that trains the toy on ten samples."""
+    from tests.trainer.toy_family import Toy
+    from trainer import loop as loop_module
+
+    monkeypatch.setattr(loop_module, "family_of", Toy)
+    for name, value in (("fits", 10**6), ("poison", set()), ("sampling", None), ("rises", 0.0)):
+        monkeypatch.setattr(Toy, name, value)
+    folder = tmp_path / "ten"
+    folder.mkdir()
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
+        for n in range(10)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**changes: Any) -> dict[str, Any]:
+        return text_config(**{"train_data_dir": folder, "max_steps": 6, "lr_schedule": "cosine", **changes})
+
+    return make

@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.trainer.runs import run
 from trainer import LoRATrainer, remote
 from trainer import checkpoint as checkpoints
 from trainer.errors import CheckpointError
 from trainer.files import TEMPORARY, sha256_file
 
 Make = Callable[..., dict[str, Any]]
-
-
-def run(config: dict[str, Any]) -> LoRATrainer:
-    trainer = LoRATrainer(config)
-    trainer.prepare_data()
-    trainer.build_model()
-    trainer.train()
-    return trainer
 
 
 def names(folder: Path) -> list[str]:

@@ -18,20 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from trainer import LoRATrainer, curve, flops
+from tests.trainer.runs import run
+from trainer import curve, flops
 from trainer.compiled import Compiled, is_compile_error
 from trainer.config import config_from
 from trainer.tracking import Trackers
 
 Make = Callable[..., dict[str, Any]]
-
-
-def run(config: dict[str, Any]) -> LoRATrainer:
-    trainer = LoRATrainer(config)
-    trainer.prepare_data()
-    trainer.build_model()
-    trainer.train()
-    return trainer
 
 
 # --- curve ---

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests.trainer.runs import run
 from trainer import LoRATrainer, plugins
 from trainer.config import TrainConfig
 from trainer.config.run_keys import TrackerConfig
@@ -40,14 +41,6 @@ def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     (folder / name).write_text(code)
     (keys,) = (yaml.safe_load(block) for block in blocks("yaml") if name in block)
     return dict(keys)
-
-
-def run(config: dict[str, Any]) -> LoRATrainer:
-    trainer = LoRATrainer(config)
-    trainer.prepare_data()
-    trainer.build_model()
-    trainer.train()
-    return trainer
 
 
 def test_augmentation_loss_and_optimizer(

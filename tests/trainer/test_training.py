@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.runs import run
 from trainer import LoRATrainer
 from trainer import checkpoint as checkpoints
 from trainer.errors import CheckpointError, DataError, DiskFullError, NonFiniteError, Stopped, explain
@@ -18,14 +19,6 @@ from trainer.files import sha256_file
 
 Make = Callable[..., dict[str, Any]]
 Read = Callable[[Path], list[dict[str, Any]]]
-
-
-def run(config: dict[str, Any]) -> LoRATrainer:
-    trainer = LoRATrainer(config)
-    trainer.prepare_data()
-    trainer.build_model()
-    trainer.train()
-    return trainer
 
 
 def adapters(folder: Path) -> dict[str, str]:
