@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tasks.store import Store, open_store
+from tests.tasks.backup_world import World
 from tests.tasks.source_trees import git, write_tree
 
 pytest.register_assert_rewrite("tasks.store.contract")
@@ -73,3 +74,13 @@ def repo(tree: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def backup() -> Store:
+    return open_store("memory://")
+
+
+@pytest.fixture
+def world(memory_store: Store, tmp_path: Path) -> World:
+    return World(memory_store, tmp_path / "files")

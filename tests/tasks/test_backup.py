@@ -1,9 +1,7 @@
-"""Sync and restore: a copy that is whole at every moment, and a platform that is made again from it."""
+"""Sync: a copy that is whole at every moment."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,63 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_ops import keys
-from lora_ops.errors import ConfigError, ConflictError, JournalError, NotFoundError, StoreUnavailable
+from lora_ops.errors import ConfigError, ConflictError, JournalError, StoreUnavailable
 from lora_ops.garbage import TOMBSTONE
-from lora_ops.request import ResultState
-from tasks.backup import Mirror, mirror_once, restore, sync
+from tasks.backup import sync
 from tasks.backup.plan import MARK
-from tasks.backup.restore import MARK as RESTORE_MARK
-from tasks.datasets import download_folder, fetch_dataset, newest_checkpoint
-from tasks.journal import Journal
-from tasks.platform import Platform
 from tasks.store import Store, open_store
 from tasks.store.faulty import Fault, FaultyStore, Killed
+from tests.tasks.backup_copies import check_folder, check_whole, truth
 from tests.tasks.backup_world import DATASET, World, contents
-
-MOMENTARY = ("clock/", "probe/", "open/", "mirror/", "rollouts/roll-1/flow.json")
-
-
-@pytest.fixture
-def backup() -> Store:
-    return open_store("memory://")
-
-
-@pytest.fixture
-def world(memory_store: Store, tmp_path: Path) -> World:
-    return World(memory_store, tmp_path / "files")
-
-
-def truth(store: Store) -> dict[str, bytes]:
-    return {key: data for key, data in contents(store).items() if not key.startswith(MOMENTARY)}
-
-
-def check_whole(copy: Store) -> None:
-    """Nothing in the copy speaks of what is not there."""
-    for app in copy.list_folders("journal"):
-        Journal(copy, keys.journal(app)).read_all()
-        for cloud in Platform(copy, app, "check").state().clouds.values():
-            assert copy.get(f"releases/{cloud.stable.replace(':', '-')}/bundle.tar").data
-    platform = Platform(copy, "team", "check")
-    for request in copy.list_folders("requests"):
-        entries = platform.request_history(request)
-        if not entries:
-            continue
-        state = platform.request(request)
-        assert state.order is not None
-        assert copy.get(keys.request_config(request)).data
-        assert copy.list(f"datasets/{state.order.dataset}")
-        if state.result is not None and state.result.state is ResultState.SUCCEEDED:
-            check_folder(copy, keys.artifacts(request, state.result.attempt or 0))
-    for meta in copy.list(""):
-        if meta.key.endswith("/MANIFEST.json"):
-            prefix = meta.key.removesuffix("/MANIFEST.json")
-            check_folder(copy, prefix, "files/" if prefix.startswith("datasets/") else "")
-
-
-def check_folder(store: Store, prefix: str, below: str = "") -> None:
-    for file in json.loads(store.get(f"{prefix}/MANIFEST.json").data)["files"]:
-        data = store.get(f"{prefix}/{below}{file['path']}").data
-        assert hashlib.sha256(data).hexdigest() == file["sha256"]
 
 
 def test_all_of_the_truth_is_copied_and_then_nothing(world: World, backup: Store) -> None:
@@ -299,119 +248,3 @@ def test_a_store_is_no_backup_of_itself(tmp_path: Path) -> None:
     for where in ("a", "a/b"):
         with pytest.raises(ConfigError, match="lie in each other"):
             sync(store, open_store(str(tmp_path / where)))
-
-
-# --- restore ---
-
-
-def test_a_platform_is_made_again(world: World, backup: Store, tmp_path: Path) -> None:
-    over, open_one = world.live()
-    sync(world.store, backup)
-    store = open_store(str(tmp_path / "again"))
-    report = restore(store, backup)
-    assert report.problems == []
-    check_whole(store)
-    platform = Platform(store, "team", "test")
-    assert platform.state() == world.platform.state()
-    assert [m.key for m in store.list("open")] == [keys.open_marker(open_one)]
-    assert platform.request(over) == world.platform.request(over)
-    assert newest_checkpoint(store, open_one) == f"checkpoints/{open_one}/1/step-2"
-    download_folder(store, keys.artifacts(over, 2), tmp_path / "artifact")
-    order = platform.request(open_one).order
-    assert order is not None
-    fetch_dataset(store, str(order.dataset), str(order.dataset_digest), tmp_path / "cache")
-    platform.record("cloud-drained", {"cloud": "east"})  # it goes on
-    assert sync(store, backup).missing.keys() == {"journal"}
-
-
-def test_a_restore_overwrites_nothing(world: World, backup: Store) -> None:
-    world.live()
-    sync(world.store, backup)
-    before = contents(world.store)
-    with pytest.raises(ConflictError, match="is not empty"):
-        restore(world.store, backup)
-    assert contents(world.store) == before
-
-
-@pytest.mark.parametrize("stop", [1, 2, 5, 12, 20, 28])
-def test_a_restore_that_was_killed_goes_on(world: World, backup: Store, stop: int) -> None:
-    world.live()
-    sync(world.store, backup)
-    store, left = open_store("memory://"), stop
-
-    def plan(method: str, key: str) -> Fault | None:
-        nonlocal left
-        left -= method in ("put", "create")
-        return Fault.KILLED_AFTER if left < 0 else None
-
-    with pytest.raises(Killed):
-        restore(FaultyStore(store, plan), backup)
-    restore(store, backup)
-    assert RESTORE_MARK not in contents(store)
-    assert Platform(store, "team", "test").state() == world.platform.state()
-    check_whole(store)
-
-
-def test_nothing_to_restore(backup: Store) -> None:
-    store = open_store("memory://")
-    with pytest.raises(NotFoundError, match="holds no platform"):
-        restore(store, backup)
-    assert store.list("") == []
-
-
-def test_a_dry_restore_writes_nothing(world: World, backup: Store) -> None:
-    world.live()
-    sync(world.store, backup)
-    store = open_store("memory://")
-    plan = restore(store, backup, dry_run=True)
-    assert [m.key for m in store.list("")] == []
-    assert plan.missing["journal"]["objects"] == 1
-
-
-# --- the mirror of serve ---
-
-
-def test_one_mirror_of_several_works(world: World, backup: Store) -> None:
-    world.live()
-    assert mirror_once(world.store, backup, 600) is not None
-    world.platform.record("cloud-drained", {"cloud": "east"})
-    assert mirror_once(world.store, backup, 600) is None
-    report = mirror_once(world.store, backup)
-    assert report is not None
-    assert report.objects == 1
-
-
-def test_a_mirror_tells_its_trouble_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.live()
-    inner = open_store("memory://")
-    away = True
-    backup = FaultyStore(inner, lambda method, key: Fault.NO_REQUEST if away else None)
-    mirror = Mirror(world.store, backup, 600)
-    mirror.once()
-    mirror.once()
-    assert mirror.error is not None
-    assert len(caplog.records) == 1
-    away = False
-    mirror.once()
-    assert mirror.error is None
-    check_whole(inner)
-
-
-def test_a_mirror_stops_in_the_middle(world: World, backup: Store) -> None:
-    world.live()
-    began, go_on = threading.Event(), threading.Event()
-
-    def plan(method: str, key: str) -> None:
-        if method in ("put", "create") and not key.startswith(("probe/", "clock/")):
-            began.set()
-            assert go_on.wait(60)
-
-    mirror = Mirror(world.store, FaultyStore(backup, plan), 600)
-    mirror.start()
-    assert began.wait(60)
-    mirror.stop(0)
-    go_on.set()
-    mirror.stop(60)
-    assert not mirror._thread.is_alive()
-    assert backup.list("journal") == []
-    check_whole(backup)
