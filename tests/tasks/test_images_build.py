@@ -250,7 +250,7 @@ def test_without_buildah_the_package_is_named(
         ("/srv/git/app.git", ""),
         ("file:///srv/git/app", ""),
         ("../app", ""),
-        ("C:/work/app", ""),
+        ("C:/src/app", ""),
         ("", ""),
     ],
 )
